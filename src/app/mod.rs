@@ -1,0 +1,13 @@
+//! Applications: the router, health and metrics endpoints, and what `ebbtide serve` serves.
+//!
+//! No sockets and no threads: handlers in, [`App`](crate::http::service::App) out.
+
+pub mod admin;
+pub mod handler;
+pub mod lab;
+pub mod router;
+pub mod sample;
+pub mod status;
+
+pub use handler::Handler;
+pub use router::{Methods, Router, any, delete, get, patch, post, put};

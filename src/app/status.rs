@@ -1,0 +1,107 @@
+//! What a server says of itself: whether it is ready, and its numbers.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::drain::Phase;
+use crate::ledger::{Counts, Ledger, RejectedCode};
+use crate::metrics::{Facts, Metrics};
+
+/// One server's status, shared by its endpoints and its control.
+#[derive(Debug)]
+pub struct Status {
+    /// Position in [`Phase::ALL`].
+    phase: AtomicU8,
+    /// Set once every listener accepts.
+    listening: AtomicBool,
+    ledgers: Vec<Arc<Ledger>>,
+    metrics: Metrics,
+    log_lines_dropped: Arc<AtomicU64>,
+    shutdown: Mutex<ShutdownFacts>,
+}
+
+/// The numbers of the shutdown, for the metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShutdownFacts {
+    pub duration: Duration,
+    pub active_connections: u64,
+    pub forced: u64,
+}
+
+impl Status {
+    pub fn new(
+        ledgers: Vec<Arc<Ledger>>,
+        metrics: Metrics,
+        log_lines_dropped: Arc<AtomicU64>,
+    ) -> Status {
+        Status {
+            phase: AtomicU8::new(0),
+            listening: AtomicBool::new(false),
+            ledgers,
+            metrics,
+            log_lines_dropped,
+            shutdown: Mutex::default(),
+        }
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    pub fn set_listening(&self) {
+        self.listening.store(true, Ordering::Release);
+    }
+
+    /// Whether new connections should be sent here, and if not, why.
+    ///
+    /// # Errors
+    /// The reason, in a word.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        match self.phase() {
+            Phase::Running if self.listening.load(Ordering::Acquire) => Ok(()),
+            Phase::Running => Err("starting"),
+            phase => Err(phase.name()),
+        }
+    }
+
+    /// The books of all workers together.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for ledger in &self.ledgers {
+            sum.add(&ledger.counts());
+        }
+        sum
+    }
+
+    pub fn set_shutdown(&self, facts: ShutdownFacts) {
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = facts;
+    }
+
+    /// The metrics as text.
+    pub fn render_metrics(&self) -> String {
+        let counts = self.counts();
+        let shutdown = *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.render(&Facts {
+            requests_in_flight: counts.in_flight,
+            requests_finished: counts.finished,
+            rejected: RejectedCode::ALL
+                .iter()
+                .map(|code| (code.status(), counts.rejected[*code as usize]))
+                .collect(),
+            connections: counts.states,
+            accepted: counts.opened,
+            connections_closed: counts.closed,
+            late_bytes: counts.late_bytes,
+            phase: self.phase() as usize,
+            shutdown_duration_seconds: shutdown.duration.as_secs_f64(),
+            active_connections_at_shutdown: shutdown.active_connections,
+            forced_shutdown_total: shutdown.forced,
+            log_lines_dropped: self.log_lines_dropped.load(Ordering::Relaxed),
+        })
+    }
+}

@@ -1,0 +1,357 @@
+//! Bodies, in and out, whole and streamed.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::flow::{Flow, Verdict};
+use super::message::{IntoResponse, Response};
+use super::service::panic_message;
+
+/// Any error of a streamed body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A response body.
+#[derive(Default)]
+pub struct Body(Kind);
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    /// Never empty bytes.
+    Full(Bytes),
+    Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError>>>),
+}
+
+impl Body {
+    /// No bytes; `content-length: 0` where a length is due.
+    pub fn empty() -> Body {
+        Body(Kind::Empty)
+    }
+
+    /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else the
+    /// response is chunked. When it fails, the connection is ended so that the client sees a
+    /// truncated response and never a seemingly complete one.
+    pub fn new<B>(body: B) -> Body
+    where
+        B: HttpBody<Data = Bytes> + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Body(Kind::Stream(Box::pin(Boxed(Box::pin(body)))))
+    }
+
+    /// Streams chunks made one after the other: `next` gets the state and returns the next chunk and
+    /// the new state, or `None` at the end. The next chunk is asked for when the client can take it.
+    ///
+    /// ```
+    /// # use ebbtide::Body;
+    /// // Ten lines, one per second.
+    /// let body = Body::unfold(0, |n| async move {
+    ///     ebbtide::sleep(std::time::Duration::from_secs(1)).await;
+    ///     (n < 10).then(|| (format!("{n}\n").into(), n + 1))
+    /// });
+    /// ```
+    pub fn unfold<S, F, N>(state: S, next: N) -> Body
+    where
+        S: 'static,
+        F: Future<Output = Option<(Bytes, S)>> + 'static,
+        N: FnMut(S) -> F + 'static,
+    {
+        Body(Kind::Stream(Box::pin(Unfold { next, state: UnfoldState::Ready(Some(state)) })))
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Empty => f.write_str("Body::empty()"),
+            Kind::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
+            Kind::Stream(_) => f.write_str("Body(stream)"),
+        }
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(bytes: T) -> Body {
+        let bytes = bytes.into();
+        Body(if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) })
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Body>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Stream(stream) => {
+                // A stream that panics fails like any other: this response is lost, no more.
+                catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_frame(cx))).unwrap_or_else(
+                    |panic| {
+                        let what = format!("the body panicked: {}", panic_message(&*panic));
+                        Poll::Ready(Some(Err(what.into())))
+                    },
+                )
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+/// Brings a foreign body's error to ours.
+struct Boxed<B>(Pin<Box<B>>);
+
+impl<B> HttpBody for Boxed<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.0.as_mut().poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+struct Unfold<S, F, N> {
+    next: N,
+    state: UnfoldState<S, F>,
+}
+
+enum UnfoldState<S, F> {
+    /// `None` once the stream has ended.
+    Ready(Option<S>),
+    Making(Pin<Box<F>>),
+}
+
+impl<S, F, N> Unpin for Unfold<S, F, N> {}
+
+impl<S, F, N> HttpBody for Unfold<S, F, N>
+where
+    F: Future<Output = Option<(Bytes, S)>>,
+    N: FnMut(S) -> F,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            match &mut self.state {
+                UnfoldState::Ready(state) => {
+                    let Some(state) = state.take() else { return Poll::Ready(None) };
+                    let making = (self.next)(state);
+                    self.state = UnfoldState::Making(Box::pin(making));
+                }
+                UnfoldState::Making(making) => {
+                    let made = ready!(making.as_mut().poll(cx));
+                    let Some((chunk, state)) = made else {
+                        self.state = UnfoldState::Ready(None);
+                        return Poll::Ready(None);
+                    };
+                    self.state = UnfoldState::Ready(Some(state));
+                    return Poll::Ready(Some(Ok(Frame::data(chunk))));
+                }
+            }
+        }
+    }
+}
+
+/// A request body. Limited in size, rate and patience by the listener's limits and its route.
+pub struct RequestBody {
+    incoming: Incoming,
+    flow: Rc<Flow>,
+    /// Bytes that may still come before it is too large.
+    allowed: u64,
+}
+
+impl RequestBody {
+    pub(super) fn new(incoming: Incoming, flow: Rc<Flow>, bytes_max: u64) -> RequestBody {
+        RequestBody { incoming, flow, allowed: bytes_max }
+    }
+
+    /// Replaces the limit. For routes, before the body is read.
+    pub(crate) fn limit(&mut self, bytes_max: u64) {
+        self.allowed = bytes_max;
+    }
+
+    /// Whether the client declared more than is allowed.
+    pub(crate) fn is_declared_too_large(&self) -> bool {
+        self.incoming.size_hint().lower() > self.allowed
+    }
+
+    /// The next chunk, or `None` at the end.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLarge`] when it grows past its limit: whatever the handler then answers, the
+    /// client gets 413. [`BodyError::Broken`] when the client ends it early or sends what is no body.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            let frame = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await?;
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => return Some(Ok(data)),
+                // Trailers: nobody asked for them.
+                Ok(Err(_)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// As [`chunk`](RequestBody::chunk).
+    pub async fn bytes(&mut self) -> Result<Bytes, BodyError> {
+        let Some(first) = self.chunk().await.transpose()? else { return Ok(Bytes::new()) };
+        let Some(second) = self.chunk().await.transpose()? else { return Ok(first) };
+        let mut all = BytesMut::from(&first[..]);
+        all.extend_from_slice(&second);
+        while let Some(chunk) = self.chunk().await.transpose()? {
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.freeze())
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut RequestBody>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.is_declared_too_large() {
+            self.flow.judge(Verdict::BodyTooLarge);
+            return Poll::Ready(Some(Err(BodyError::TooLarge)));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                self.flow.body_awaited();
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                self.flow.body_finished();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.flow.body_finished();
+                Poll::Ready(Some(Err(BodyError::Broken(error.into()))))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.flow.body_received(bytes);
+                if bytes > self.allowed {
+                    self.allowed = 0;
+                    self.flow.judge(Verdict::BodyTooLarge);
+                    return Poll::Ready(Some(Err(BodyError::TooLarge)));
+                }
+                self.allowed -= bytes;
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.flow.body_finished();
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("size", &self.incoming.size_hint()).finish()
+    }
+}
+
+/// Why a request body could not be read.
+#[derive(Debug)]
+pub enum BodyError {
+    /// It is larger than its route allows.
+    TooLarge,
+    /// The client's fault: it ended early, or was no valid body.
+    Broken(BoxError),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BodyError::TooLarge => "the request body is too large",
+            BodyError::Broken(_) => "the request body is broken",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            BodyError::TooLarge => None,
+            BodyError::Broken(error) => Some(error.as_ref()),
+        }
+    }
+}
+
+impl IntoResponse for BodyError {
+    fn into_response(self) -> Response {
+        match self {
+            BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+            BodyError::Broken(_) => StatusCode::BAD_REQUEST.into_response(),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! One connection's life.
+//!
+//! ```text
+//!   accept ─► cold (new) ──complete head──► hot (handling ⇄ streaming ⇄ idle) ──close──► lingering ─► gone
+//!               ▲  │ part of a head: reading_head                 │
+//!               │  └──408, 414, 431, 400──► lingering             │
+//!               └── cold (hibernating) ◄──a moment idle───────────┘
+//! ```
+//!
+//! *Cold* is a socket and perhaps some bytes. *Hot* is hyper with its buffers. A connection is run by
+//! the worker when its socket became ready, its task was woken or a deadline is due; a run does all
+//! that can be done and says until when to wait. It never blocks, and it moves at most
+//! [`TURN_BYTES_MAX`](super::limits::TURN_BYTES_MAX) bytes.
+//!
+//! TLS, HTTP/2 and upgraded connections will be further variants of [`Life`].
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::hot::{Hot, Ran};
+use super::limits::Limits;
+use super::linger::{Linger, Lingering, Manner};
+use super::reject;
+use super::site::{Mode, Site, Stamp};
+use super::wire::{Input, Loan, Next, Output};
+use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode};
+use crate::reactor::mailbox::Remote;
+use crate::reactor::socket::{Peer, Readiness, Socket, Transport};
+use crate::reactor::turn::Key;
+
+/// A client's connection.
+pub struct Connection<T: Transport + 'static> {
+    life: Life<T>,
+    peer: Peer,
+}
+
+/// What a connection consists of.
+enum Life<T: Transport + 'static> {
+    Cold(Cold<T>),
+    Hot(Box<Hot<T>>),
+    Lingering(Box<Linger<T>>),
+    /// Only while one of the others is being turned into another, and after the end.
+    Gone,
+}
+
+/// A socket without hyper.
+struct Cold<T> {
+    socket: Socket<T>,
+    /// Some of a head, never empty. Boxed: most cold connections have none.
+    partial: Option<Box<Vec<u8>>>,
+    /// Since when it is in this state: accepted, first byte of the head, or idle.
+    since: Stamp,
+    served: Served,
+}
+
+/// Whether a connection has answered a request yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Nothing,
+    Something,
+}
+
+/// What every run of a connection gets to work with.
+pub struct Means<'a> {
+    pub site: &'a Rc<Site>,
+    pub loan: &'a mut Loan,
+    pub remote: &'a Arc<Remote>,
+    /// The connection's own key.
+    pub key: Key,
+}
+
+/// What a run ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Run it again by then, when its socket is ready or when its task is woken.
+    Wait(Option<Instant>),
+    /// Run it again in the next turn: its budget for this one is used up.
+    Again,
+    /// It has ended. Drop it.
+    Closed(ConnectionOutcome),
+}
+
+impl<T: Transport> Connection<T> {
+    /// A connection that was just accepted.
+    pub fn accepted(transport: T, peer: Peer, site: &Site) -> Connection<T> {
+        let cold = Cold {
+            socket: Socket::new(transport),
+            partial: None,
+            since: site.stamp(),
+            served: Served::Nothing,
+        };
+        Connection { life: Life::Cold(cold), peer }
+    }
+
+    /// Nothing yet: keeps the place of a connection whose key must be known before it is made.
+    pub fn pending(peer: Peer) -> Connection<T> {
+        Connection { life: Life::Gone, peer }
+    }
+
+    /// Turns away a connection over the limit: 503, then the usual lingering close.
+    pub fn shed(&mut self, site: &Site) {
+        if let Life::Cold(cold) = std::mem::replace(&mut self.life, Life::Gone) {
+            let output = Output::holding(reject::shed(wall_clock()));
+            self.linger(cold.socket, output, Manner::Sending, ConnectionOutcome::Shed, site);
+        }
+    }
+
+    /// Notes what an event announced.
+    pub fn announce(&mut self, readiness: Readiness) {
+        match &mut self.life {
+            Life::Cold(cold) => cold.socket.announce(readiness),
+            Life::Hot(hot) => hot.announce(readiness),
+            Life::Lingering(linger) => linger.socket_mut().announce(readiness),
+            Life::Gone => {}
+        }
+    }
+
+    /// Makes the next run look into the kernel's buffer, announced or not.
+    pub fn recheck(&mut self) {
+        match &mut self.life {
+            Life::Cold(cold) => cold.socket.recheck(),
+            Life::Hot(hot) => hot.recheck(),
+            Life::Lingering(_) | Life::Gone => {}
+        }
+    }
+
+    /// Answers a request that has no response head yet 503, at the next run.
+    pub fn refuse(&mut self) {
+        if let Life::Hot(hot) = &mut self.life {
+            hot.refuse();
+        }
+    }
+
+    pub fn state(&self) -> ConnectionState {
+        match &self.life {
+            Life::Cold(Cold { partial: Some(_), .. }) => ConnectionState::ReadingHead,
+            Life::Cold(Cold { served: Served::Nothing, .. }) => ConnectionState::New,
+            Life::Cold(_) => ConnectionState::Hibernating,
+            Life::Hot(hot) => hot.state(),
+            Life::Lingering(_) | Life::Gone => ConnectionState::Lingering,
+        }
+    }
+
+    /// Does what can be done now.
+    pub fn run(&mut self, means: &mut Means<'_>) -> Step {
+        // A deadline that has passed changes the state, which has another deadline; each change goes
+        // forward in the life of the connection or begins a wait, so this ends.
+        loop {
+            let step = match &mut self.life {
+                Life::Cold(_) => self.run_cold(means),
+                Life::Hot(_) => self.run_hot(means),
+                Life::Lingering(linger) => match linger.run(means.site, means.loan) {
+                    Lingering::Until(at) => return Step::Wait(Some(at)),
+                    Lingering::Again => return Step::Again,
+                    Lingering::Closed(outcome) => return Step::Closed(outcome),
+                },
+                Life::Gone => unreachable!("a connection that has ended was run"),
+            };
+            if let Some(step) = step {
+                return step;
+            }
+        }
+    }
+
+    /// Ends it at once: the shutdown's deadline has come.
+    pub fn cut(&mut self) -> ConnectionOutcome {
+        match std::mem::replace(&mut self.life, Life::Gone) {
+            Life::Cold(cold) if cold.partial.is_some() => ConnectionOutcome::Cut,
+            Life::Cold(_) => ConnectionOutcome::ClosedIdle,
+            Life::Hot(hot) => hot.cut(),
+            Life::Lingering(mut linger) => linger.cut(),
+            Life::Gone => ConnectionOutcome::Cut,
+        }
+    }
+
+    /// A run of a cold connection; `None` when it is something else now.
+    fn run_cold(&mut self, means: &mut Means<'_>) -> Option<Step> {
+        let Life::Cold(mut cold) = std::mem::replace(&mut self.life, Life::Gone) else {
+            return None;
+        };
+        if cold.socket.is_broken() {
+            return Some(Step::Closed(ConnectionOutcome::Reset));
+        }
+        let site = means.site;
+        let mut input = match cold.partial.take() {
+            Some(bytes) => Input::owning(*bytes),
+            None => Input::default(),
+        };
+        let had_bytes = !input.is_empty();
+        input.attach(means.loan);
+        let next = input.next_head(&mut cold.socket, &site.limits.head());
+        if let Ok(Next::Complete(_)) = next {
+            // The input stays attached: the hot connection goes on reading from it.
+            let hot = Hot::new(cold.socket, input, self.peer, means);
+            self.life = Life::Hot(Box::new(hot));
+            return self.run_hot(means);
+        }
+        input.detach(means.loan);
+        match next {
+            Ok(Next::Nothing | Next::Partial) => {
+                if !input.is_empty() {
+                    cold.partial = Some(Box::new(input.into_bytes()));
+                    if !had_bytes {
+                        cold.since = site.stamp();
+                    }
+                }
+                self.wait_cold(cold, site)
+            }
+            Ok(Next::End) => Some(Step::Closed(ConnectionOutcome::ClientClosed)),
+            Ok(Next::Rejected(code)) => {
+                self.reject(cold.socket, code, ConnectionOutcome::Rejected, site);
+                None
+            }
+            Ok(Next::Complete(_)) => unreachable!("handled above"),
+            Err(_) => Some(Step::Closed(ConnectionOutcome::Reset)),
+        }
+    }
+
+    /// Waits, unless the time is up.
+    fn wait_cold(&mut self, cold: Cold<T>, site: &Site) -> Option<Step> {
+        let deadline = cold.deadline(site, self.peer);
+        if site.now.get() < deadline {
+            self.life = Life::Cold(cold);
+            return Some(Step::Wait(Some(deadline)));
+        }
+        match (&cold.partial, cold.served, site.mode.get()) {
+            (Some(_), _, _) | (None, Served::Nothing, Mode::Serving | Mode::Announcing) => {
+                let code = RejectedCode::RequestTimeout;
+                self.reject(cold.socket, code, ConnectionOutcome::TimedOut, site);
+            }
+            (None, _, _) => {
+                let outcome = ConnectionOutcome::ClosedIdle;
+                self.linger(cold.socket, Output::default(), Manner::Silent, outcome, site);
+            }
+        }
+        None
+    }
+
+    /// A run of a hot connection; `None` when it is something else now.
+    fn run_hot(&mut self, means: &mut Means<'_>) -> Option<Step> {
+        let Life::Hot(hot) = &mut self.life else { return None };
+        let ran = hot.run(means);
+        let site = means.site;
+        match ran {
+            Ran::Wait(at) => return Some(Step::Wait(at)),
+            Ran::Again => return Some(Step::Again),
+            Ran::Closed(_) | Ran::Linger(..) | Ran::Reject(..) | Ran::Hibernate => {}
+        }
+        let Life::Hot(hot) = std::mem::replace(&mut self.life, Life::Gone) else { return None };
+        match ran {
+            Ran::Closed(outcome) => {
+                hot.discard();
+                return Some(Step::Closed(outcome));
+            }
+            Ran::Hibernate => {
+                let (since, partial, socket) = hot.hibernate();
+                let partial = (!partial.is_empty()).then(|| Box::new(partial));
+                let since = site.stamp_of(since);
+                let cold = Cold { socket, partial, since, served: Served::Something };
+                return self.wait_cold(cold, site);
+            }
+            Ran::Linger(manner, outcome) => {
+                let linger = hot.into_linger(manner, outcome, None, site.now.get());
+                self.life = Life::Lingering(Box::new(linger));
+            }
+            Ran::Reject(code, outcome) => {
+                site.ledger.rejected(code);
+                let extra = reject::rejection(code, wall_clock());
+                let linger =
+                    hot.into_linger(Manner::Sending, outcome, Some(&extra), site.now.get());
+                self.life = Life::Lingering(Box::new(linger));
+            }
+            Ran::Wait(_) | Ran::Again => unreachable!("handled above"),
+        }
+        None
+    }
+
+    fn reject(
+        &mut self,
+        socket: Socket<T>,
+        code: RejectedCode,
+        outcome: ConnectionOutcome,
+        site: &Site,
+    ) {
+        site.ledger.rejected(code);
+        let output = Output::holding(reject::rejection(code, wall_clock()));
+        self.linger(socket, output, Manner::Sending, outcome, site);
+    }
+
+    fn linger(
+        &mut self,
+        socket: Socket<T>,
+        output: Output,
+        manner: Manner,
+        outcome: ConnectionOutcome,
+        site: &Site,
+    ) {
+        let linger = Linger::new(socket, output, manner, outcome, site.now.get());
+        self.life = Life::Lingering(Box::new(linger));
+    }
+}
+
+impl<T> Cold<T> {
+    /// Until when it may stay as it is.
+    fn deadline(&self, site: &Site, peer: Peer) -> Instant {
+        let since = site.at(self.since);
+        let limits: &Limits = &site.limits;
+        if self.partial.is_some() {
+            let head = since + limits.head_timeout;
+            return if site.mode.get().is_cancelling() { site.now.get() } else { head };
+        }
+        let ordinary = match self.served {
+            Served::Nothing => since + limits.first_byte_timeout,
+            Served::Something => since + limits.keep_alive_timeout,
+        };
+        match (site.mode.get(), self.served) {
+            (Mode::Serving | Mode::Announcing, _) => ordinary,
+            (Mode::Draining { since: draining, grace }, Served::Nothing) => {
+                ordinary.min(since.max(draining) + grace.first_byte)
+            }
+            (Mode::Draining { since: draining, grace }, Served::Something) => {
+                // Spread by something that differs from client to client.
+                let share = peer.address().map_or(0, |address| u32::from(address.port()) % SHARES);
+                ordinary.min(since.max(draining) + grace.idle + grace.spread * share / SHARES)
+            }
+            (Mode::Cancelling | Mode::Refusing, _) => site.now.get(),
+        }
+    }
+}
+
+/// Into how many parts the closing of idle connections is spread.
+const SHARES: u32 = 64;
+
+/// The wall clock, for `Date` headers: once per rejected connection.
+fn wall_clock() -> SystemTime {
+    #[allow(clippy::disallowed_methods, reason = "a date, not a deadline; off the hot path")]
+    SystemTime::now()
+}

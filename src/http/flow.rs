@@ -1,0 +1,487 @@
+//! What happens to the requests of one connection: the state that hyper's service side, its IO side
+//! and the connection share.
+//!
+//! hyper works on one request at a time, so there is at most one *current* exchange. When its body
+//! is done it is *finished*: hyper may still hold its last bytes, then we do. Once hyper has flushed
+//! into our buffer, the exchange is *marked* with the position of its end; once the kernel has
+//! accepted that position, it is answered.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+
+use super::limits::BODY_RATE_AFTER;
+use super::message::{IntoResponse, Response, Route};
+use super::site::{AccessLog, Site};
+use super::tracking::{End, Tracker};
+use super::watch::{LostRequest, RequestInfo, WatchKey};
+use crate::ledger::{ConnectionState, RequestOutcome};
+use crate::reactor::socket::Peer;
+
+/// The requests of one hot connection.
+pub struct Flow {
+    site: Rc<Site>,
+    peer: Peer,
+    /// What hyper may be given next.
+    pub(super) frame: Cell<Frame>,
+    /// Whether hyper may hold bytes behind the request at hand: a chunked body's end is known only
+    /// to hyper. Set until the connection is rebuilt.
+    pub(super) opaque: Cell<bool>,
+    /// What was there behind the last bytes that hyper was given.
+    pub(super) ahead: Cell<Ahead>,
+    stage: Cell<Stage>,
+    /// How the request at hand is to be answered instead of by its handler.
+    verdict: Cell<Option<Verdict>>,
+    incoming: Cell<Incoming>,
+    /// The connection is being taken down: what is dropped now has not completed.
+    ended: Cell<bool>,
+    current: RefCell<Option<Exchange>>,
+    /// Over for the handler, not yet accepted by the kernel; oldest first.
+    finished: RefCell<VecDeque<Exchange>>,
+    /// A path's buffer, kept for the next request.
+    spare: RefCell<String>,
+}
+
+/// What hyper's next read gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A complete head, or nothing.
+    Head,
+    /// The rest of a head of which this many bytes are still ours.
+    HeadRest(usize),
+    /// The whole head was handed over and hyper has not called the service yet.
+    HeadDone,
+    /// This many bytes of a body.
+    Body(u64),
+    /// Whatever comes.
+    Stream,
+}
+
+/// What is there behind the bytes that hyper was given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    /// Bytes that we hold.
+    pub held: u64,
+    /// Whether the kernel may hold some.
+    pub readable: bool,
+}
+
+/// How far the request at hand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is none.
+    Idle,
+    /// No response head yet.
+    Handling,
+    /// The response's head is decided, its body is not done.
+    Streaming,
+}
+
+/// A decision of the server over the handler's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No response head within the request time limit: 503.
+    TooSlow,
+    /// The body stalled or came too slowly: 408.
+    BodyStalled,
+    /// The body is larger than allowed: 413.
+    BodyTooLarge,
+    /// The shutdown's deadline is near: 503, counted as refused.
+    ShuttingDown,
+    /// Too many requests in flight: 503, counted as refused.
+    Overloaded,
+}
+
+impl Verdict {
+    /// The response in the place of the handler's.
+    pub fn response(self) -> Response {
+        match self {
+            Verdict::TooSlow | Verdict::ShuttingDown | Verdict::Overloaded => Response::busy(),
+            Verdict::BodyStalled => StatusCode::REQUEST_TIMEOUT.into_response(),
+            Verdict::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        }
+    }
+
+    fn is_refusal(self) -> bool {
+        matches!(self, Verdict::ShuttingDown | Verdict::Overloaded)
+    }
+}
+
+/// The request body, as far as its deadlines are concerned.
+#[derive(Clone, Copy, Debug)]
+struct Incoming {
+    /// When the handler began to wait for bytes; `None` while it does not wait.
+    awaited_since: Option<Instant>,
+    /// When the handler first waited.
+    started: Option<Instant>,
+    received: u64,
+    /// When the last bytes were read, or the body ended: the request time limit counts from there.
+    touched: Option<Instant>,
+}
+
+const NO_BODY: Incoming =
+    Incoming { awaited_since: None, started: None, received: 0, touched: None };
+
+/// One request and its response.
+#[derive(Debug)]
+struct Exchange {
+    method: Method,
+    path: String,
+    begun: Instant,
+    status: u16,
+    bytes: u64,
+    refused: bool,
+    /// Where its last byte lies in the connection's output, once hyper has written it.
+    mark: Option<u64>,
+    route: Option<Rc<Route>>,
+    /// `Some` when the client sent one, someone asked for it, or it will be logged.
+    id: Option<Rc<str>>,
+    /// `Some` while it is listed for other threads.
+    watched: Option<WatchKey>,
+}
+
+impl Flow {
+    pub fn new(site: Rc<Site>, peer: Peer) -> Rc<Flow> {
+        Rc::new(Flow {
+            site,
+            peer,
+            frame: Cell::new(Frame::Head),
+            opaque: Cell::new(false),
+            ahead: Cell::new(Ahead::default()),
+            stage: Cell::new(Stage::Idle),
+            verdict: Cell::new(None),
+            incoming: Cell::new(NO_BODY),
+            ended: Cell::new(false),
+            current: RefCell::new(None),
+            finished: RefCell::new(VecDeque::new()),
+            spare: RefCell::new(String::new()),
+        })
+    }
+
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Whether no request is at hand (finished ones may still be on their way out).
+    pub fn is_idle(&self) -> bool {
+        self.stage.get() == Stage::Idle
+    }
+
+    /// Whether nothing at all is left to send.
+    pub fn is_settled(&self) -> bool {
+        self.is_idle() && self.finished.borrow().is_empty()
+    }
+
+    /// The state's name, for a connection that hyper works on.
+    pub fn state(&self) -> ConnectionState {
+        match self.stage.get() {
+            Stage::Idle if self.finished.borrow().is_empty() => ConnectionState::Idle,
+            Stage::Handling => ConnectionState::Handling,
+            Stage::Idle | Stage::Streaming => ConnectionState::Streaming,
+        }
+    }
+
+    /// Names the request that was just begun.
+    pub(super) fn describe(&self, method: &Method, path: &str, id: Option<&str>) {
+        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            exchange.method = method.clone();
+            exchange.path = self.spare.take();
+            exchange.path.push_str(path);
+            exchange.id = match id {
+                Some(id) => Some(Rc::from(id)),
+                None if self.site.access_log == AccessLog::On => {
+                    Some(Rc::from(self.site.ids.next()))
+                }
+                None => None,
+            };
+        }
+    }
+
+    pub(super) fn set_route(&self, route: Rc<Route>) {
+        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            exchange.route = Some(route);
+        }
+    }
+
+    /// The id of the request at hand, made when there is none yet.
+    pub(super) fn request_id(&self) -> Rc<str> {
+        let mut current = self.current.borrow_mut();
+        let fresh = || Rc::from(self.site.ids.next());
+        match current.as_mut() {
+            Some(exchange) => Rc::clone(exchange.id.get_or_insert_with(fresh)),
+            None => fresh(),
+        }
+    }
+
+    /// Method and path of the request at hand.
+    pub(super) fn target(&self) -> (String, String) {
+        match self.current.borrow().as_ref() {
+            Some(exchange) => (exchange.method.to_string(), exchange.path.clone()),
+            None => (String::new(), String::new()),
+        }
+    }
+
+    /// The id that the response should carry, if there is one by now.
+    pub(super) fn known_id(&self) -> Option<Rc<str>> {
+        self.current.borrow().as_ref()?.id.clone()
+    }
+
+    /// Decides the request at hand over its handler's head, unless its response has begun.
+    pub(super) fn judge(&self, verdict: Verdict) {
+        if self.stage.get() == Stage::Handling && self.verdict.get().is_none() {
+            self.verdict.set(Some(verdict));
+        }
+    }
+
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        self.verdict.get()
+    }
+
+    /// Whether a next request may be in hand already. Announcing the close would lose it.
+    pub(super) fn has_surplus(&self) -> bool {
+        let ahead = self.ahead.get();
+        match self.frame.get() {
+            _ if self.opaque.get() => true,
+            Frame::Stream => true,
+            Frame::Body(rest) if rest > 0 => ahead.held > rest,
+            Frame::Body(_) | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
+                ahead.held > 0 || ahead.readable
+            }
+        }
+    }
+
+    /// Whether a request waits for its response head.
+    pub fn is_handling(&self) -> bool {
+        self.stage.get() == Stage::Handling
+    }
+
+    /// The request at hand goes to wait: other threads may want to know.
+    pub(super) fn waits(&self) {
+        let mut current = self.current.borrow_mut();
+        if let Some(exchange) = current.as_mut()
+            && exchange.watched.is_none()
+        {
+            exchange.watched = Some(self.site.watch.waits(exchange.info(self.peer)));
+        }
+    }
+
+    // The request body's deadlines.
+
+    pub(super) fn body_awaited(&self) {
+        let mut incoming = self.incoming.get();
+        if incoming.awaited_since.is_none() {
+            let now = self.site.now.get();
+            incoming.awaited_since = Some(now);
+            incoming.started.get_or_insert(now);
+            self.incoming.set(incoming);
+        }
+    }
+
+    pub(super) fn body_received(&self, bytes: u64) {
+        let mut incoming = self.incoming.get();
+        incoming.awaited_since = None;
+        incoming.received += bytes;
+        incoming.touched = Some(self.site.now.get());
+        self.incoming.set(incoming);
+    }
+
+    pub(super) fn body_finished(&self) {
+        let mut incoming = self.incoming.get();
+        if incoming.awaited_since.take().is_some() {
+            incoming.touched = Some(self.site.now.get());
+        }
+        self.incoming.set(incoming);
+    }
+
+    /// When the request at hand runs out of time, and what happens then. `None` for a response that
+    /// has begun, unless its handler still waits for the request's body.
+    pub fn deadline(&self) -> Option<(Instant, Verdict)> {
+        let current = self.current.borrow();
+        let exchange = current.as_ref()?;
+        let limits = &self.site.limits;
+        let incoming = self.incoming.get();
+        if let Some(since) = incoming.awaited_since {
+            let stalled = since + limits.body_stall_timeout;
+            let slow = incoming.started.map(|started| {
+                // The instant by which the bytes so far are too few, at the earliest.
+                let paid = match limits.body_rate_min {
+                    0 => Duration::from_secs(86_400 * 365),
+                    rate => Duration::from_millis(incoming.received.saturating_mul(1000) / rate),
+                };
+                started + paid.max(BODY_RATE_AFTER)
+            });
+            return Some((slow.map_or(stalled, |slow| slow.min(stalled)), Verdict::BodyStalled));
+        }
+        if self.stage.get() == Stage::Streaming {
+            return None;
+        }
+        let from = incoming.touched.unwrap_or(exchange.begun);
+        Some((from + limits.request_timeout, Verdict::TooSlow))
+    }
+
+    // From finished to answered.
+
+    /// hyper has written all it had: what is finished ends at `position` of the output.
+    pub(super) fn mark(&self, position: u64) {
+        for exchange in self.finished.borrow_mut().iter_mut().rev() {
+            if exchange.mark.is_some() {
+                break;
+            }
+            exchange.mark = Some(position);
+        }
+    }
+
+    /// The kernel has accepted the output up to `position`: what ends there is answered.
+    pub(super) fn settle(&self, position: u64) {
+        loop {
+            let mut finished = self.finished.borrow_mut();
+            let Some(first) = finished.front() else { return };
+            if first.mark.is_none_or(|mark| mark > position) {
+                return;
+            }
+            let Some(exchange) = finished.pop_front() else { return };
+            drop(finished);
+            let refused = exchange.refused;
+            let outcome = if refused { RequestOutcome::Refused } else { RequestOutcome::Answered };
+            self.close_exchange(exchange, outcome, "a response");
+        }
+    }
+
+    /// The connection ends now: whatever is not settled ends as `outcome`.
+    pub(super) fn end(&self, outcome: RequestOutcome) {
+        self.ended.set(true);
+        self.stage.set(Stage::Idle);
+        let rest: Vec<Exchange> = self.finished.take().into();
+        for exchange in rest {
+            self.close_exchange(exchange, outcome, "the client to take the response");
+        }
+        let current = self.current.take();
+        if let Some(exchange) = current {
+            let waited_for = match (exchange.status, self.incoming.get().awaited_since) {
+                (_, Some(_)) => "the request body",
+                (0, None) => "its handler",
+                (_, None) => "the response body",
+            };
+            self.close_exchange(exchange, outcome, waited_for);
+        }
+    }
+
+    /// Marks the connection as being taken down without ending its exchanges yet.
+    pub(super) fn take_down(&self) {
+        self.ended.set(true);
+    }
+
+    fn close_exchange(
+        &self,
+        mut exchange: Exchange,
+        outcome: RequestOutcome,
+        waited_for: &'static str,
+    ) {
+        let site = &*self.site;
+        let now = site.now.get();
+        let seconds = now.saturating_duration_since(exchange.begun).as_secs_f64();
+        site.ledger.finished(outcome);
+        if let Some(key) = exchange.watched {
+            site.watch.ended(key);
+        }
+        match outcome {
+            RequestOutcome::Answered | RequestOutcome::Refused => {
+                site.metrics.borrow_mut().request(&exchange.method, exchange.status, seconds);
+            }
+            RequestOutcome::Cut | RequestOutcome::Abandoned => {}
+        }
+        if matches!(outcome, RequestOutcome::Refused | RequestOutcome::Cut) {
+            let info = exchange.info(self.peer);
+            site.watch.lost(LostRequest { info, outcome, waited_for, at: now });
+        }
+        if site.access_log == AccessLog::On {
+            exchange.log(self.peer, outcome, seconds);
+        }
+        exchange.path.clear();
+        *self.spare.borrow_mut() = exchange.path;
+    }
+}
+
+impl Exchange {
+    fn info(&self, peer: Peer) -> RequestInfo {
+        RequestInfo {
+            method: self.method.to_string(),
+            path: self.path.clone(),
+            peer: peer.to_string(),
+            route: self.route.as_ref().map(|route| route.template.clone()).unwrap_or_default(),
+            begun: Some(self.begun),
+        }
+    }
+
+    fn log(&self, peer: Peer, outcome: RequestOutcome, seconds: f64) {
+        log::info!(
+            event_type = "request",
+            method = self.method.as_str(),
+            path = self.path.as_str(),
+            status = self.status,
+            bytes = self.bytes,
+            duration_ms = seconds * 1000.0,
+            peer:% = peer,
+            route = self.route.as_ref().map_or("", |route| route.template.as_str()),
+            request_id = self.id.as_deref().unwrap_or(""),
+            outcome = outcome.name();
+            "{} {} {}", self.method, self.path, self.status
+        );
+    }
+}
+
+impl Tracker for Rc<Flow> {
+    fn begun(&self) {
+        self.site.ledger.begun();
+        self.stage.set(Stage::Handling);
+        self.verdict.set(None);
+        self.incoming.set(NO_BODY);
+        *self.current.borrow_mut() = Some(Exchange {
+            method: Method::GET,
+            path: String::new(),
+            begun: self.site.now.get(),
+            status: 0,
+            bytes: 0,
+            refused: false,
+            mark: None,
+            route: None,
+            id: None,
+            watched: None,
+        });
+    }
+
+    fn responded(&self, status: StatusCode) {
+        self.stage.set(Stage::Streaming);
+        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            exchange.status = status.as_u16();
+            exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
+                || (status.is_server_error() && self.site.mode.get().is_cancelling());
+        }
+    }
+
+    fn sent(&self, bytes: u64) {
+        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            exchange.bytes += bytes;
+        }
+    }
+
+    fn ended(&self, end: End) {
+        // A body that hyper drops while it goes on working was not to be sent any further; one that
+        // is dropped with the connection, or has failed, leaves its exchange unfinished.
+        if self.ended.get() || end == End::Failed {
+            return;
+        }
+        let exchange = self.current.borrow_mut().take();
+        if let Some(exchange) = exchange {
+            self.finished.borrow_mut().push_back(exchange);
+            self.stage.set(Stage::Idle);
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! A connection that hyper works on.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use hyper::server::conn::http1;
+
+use super::connection::Means;
+use super::flow::{Flow, Frame, Verdict};
+use super::limits::HIBERNATE_AFTER;
+use super::linger::{Linger, Manner};
+use super::service::{Gate, drop_quietly, log_panic};
+use super::site::{Mode, Site};
+use super::wire::{Input, Io, Next, Output, Wire};
+use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
+use crate::reactor::socket::{Peer, Readiness, Socket, Transport};
+use crate::reactor::task;
+use crate::reactor::turn::earliest;
+
+/// hyper's connection with what we share with it.
+pub(super) struct Hot<T: Transport + 'static> {
+    conn: http1::Connection<Io<T>, Gate>,
+    wire: Rc<RefCell<Wire<T>>>,
+    flow: Rc<Flow>,
+    waker: Waker,
+    /// Whether the wire's input is attached already: true for the first run only.
+    attached: bool,
+    /// When the last request was done, or the connection became hot.
+    idle_since: Instant,
+    /// When the first byte of an incomplete head was seen; `None` when there is none.
+    head_since: Option<Instant>,
+    /// When the kernel last took output, or there began to be some that it would not take.
+    progress: Instant,
+    /// Whether output waits for the client.
+    stalled: bool,
+}
+
+/// What a run ended with.
+pub(super) enum Ran {
+    Wait(Option<Instant>),
+    Again,
+    /// Nothing is left to send; drop it.
+    Closed(ConnectionOutcome),
+    /// Close it, after its output.
+    Linger(Manner, ConnectionOutcome),
+    /// Answer what is no request, then close.
+    Reject(RejectedCode, ConnectionOutcome),
+    /// Drop hyper, keep the socket.
+    Hibernate,
+}
+
+impl<T: Transport> Hot<T> {
+    /// Makes hyper's side of a connection whose input holds a complete head and is attached.
+    pub fn new(socket: Socket<T>, input: Input, peer: Peer, means: &Means<'_>) -> Hot<T> {
+        let site = means.site;
+        let flow = Flow::new(Rc::clone(site), peer);
+        let wire = Rc::new(RefCell::new(Wire::new(socket, input, site.limits.head())));
+        let io = Io { wire: Rc::clone(&wire), flow: Rc::clone(&flow) };
+        let now = site.now.get();
+        Hot {
+            conn: site.builder.serve_connection(io, Gate::new(Rc::clone(&flow))),
+            wire,
+            flow,
+            waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
+            attached: true,
+            idle_since: now,
+            head_since: None,
+            progress: now,
+            stalled: false,
+        }
+    }
+
+    pub fn announce(&mut self, readiness: Readiness) {
+        self.wire.borrow_mut().socket.announce(readiness);
+    }
+
+    pub fn recheck(&mut self) {
+        self.wire.borrow_mut().socket.recheck();
+    }
+
+    pub fn refuse(&mut self) {
+        self.flow.judge(Verdict::ShuttingDown);
+    }
+
+    pub fn state(&self) -> ConnectionState {
+        match self.flow.state() {
+            ConnectionState::Idle if self.head_since.is_some() => ConnectionState::ReadingHead,
+            state => state,
+        }
+    }
+
+    /// Does what can be done now.
+    pub fn run(&mut self, means: &mut Means<'_>) -> Ran {
+        {
+            let mut wire = self.wire.borrow_mut();
+            if std::mem::take(&mut self.attached) {
+                wire.attach_output(means.loan);
+            } else {
+                wire.attach(means.loan);
+            }
+        }
+        let site = Rc::clone(means.site);
+        let ran = self.advance(&site);
+        let ran = match ran {
+            Ran::Wait(_) => self.wait(&site),
+            other => other,
+        };
+        self.wire.borrow_mut().detach(means.loan);
+        ran
+    }
+
+    /// Serves what there is to serve. `Wait` stands for any wait; [`wait`](Hot::wait) says how long.
+    fn advance(&mut self, site: &Site) -> Ran {
+        let now = site.now.get();
+        if self.wire.borrow().socket.is_broken() {
+            return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
+        }
+        if let Some(ran) = self.overdue(now) {
+            return ran;
+        }
+        if self.flow.is_idle() && self.expects_head() {
+            if let Some(ran) = self.flush(now) {
+                return ran;
+            }
+            match self.look_ahead(now) {
+                Ahead::Head => {}
+                Ahead::Is(ran) => return ran,
+            }
+        }
+        let polled = {
+            let mut cx = Context::from_waker(&self.waker);
+            let conn = Pin::new(&mut self.conn);
+            catch_unwind(AssertUnwindSafe(|| conn.poll(&mut cx)))
+        };
+        if let Some(ran) = self.flush(now) {
+            return ran;
+        }
+        match polled {
+            Ok(Poll::Pending) => self.pending(now),
+            Ok(Poll::Ready(Ok(()))) => {
+                let manner = if self.expects_head() { Manner::Answered } else { Manner::Sending };
+                Ran::Linger(manner, ConnectionOutcome::ClosedAfterResponse)
+            }
+            Ok(Poll::Ready(Err(error))) => self.failed(site, &error),
+            Err(panic) => {
+                log_panic(&self.flow, &*panic);
+                self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
+            }
+        }
+    }
+
+    /// hyper can go no further.
+    fn pending(&mut self, now: Instant) -> Ran {
+        let (rejected, yielded) = {
+            let wire = self.wire.borrow();
+            (wire.rejected, wire.yielded)
+        };
+        if let Some(code) = rejected {
+            return Ran::Reject(code, ConnectionOutcome::Rejected);
+        }
+        if yielded {
+            return Ran::Again;
+        }
+        if !self.flow.is_idle() {
+            self.head_since = None;
+            self.flow.waits();
+            return Ran::Wait(None);
+        }
+        self.idle_since = now;
+        self.head_since = None;
+        if self.flow.opaque.get() {
+            // Only hyper knows whether it holds some of the next head. Taking it apart tells.
+            return if self.flow.is_settled() { Ran::Hibernate } else { Ran::Wait(None) };
+        }
+        if !self.expects_head() {
+            return Ran::Wait(None);
+        }
+        match self.look_ahead(now) {
+            Ahead::Head => Ran::Again,
+            Ahead::Is(ran) => ran,
+        }
+    }
+
+    /// Whether what the client sends next is a head: nothing of its last request is outstanding.
+    fn expects_head(&self) -> bool {
+        matches!(self.flow.frame.get(), Frame::Head | Frame::Body(0)) || self.flow.opaque.get()
+    }
+
+    /// With no request at hand: what comes next?
+    fn look_ahead(&mut self, now: Instant) -> Ahead {
+        if self.flow.opaque.get() {
+            return if self.flow.is_settled() { Ahead::Is(Ran::Hibernate) } else { Ahead::Head };
+        }
+        let next = self.wire.borrow_mut().next_head(&self.flow);
+        Ahead::Is(match next {
+            Ok(Next::Complete(_)) => return Ahead::Head,
+            Ok(Next::Nothing) => Ran::Wait(None),
+            Ok(Next::Partial) => {
+                self.head_since.get_or_insert(now);
+                Ran::Wait(None)
+            }
+            Ok(Next::End) => Ran::Linger(Manner::Silent, ConnectionOutcome::ClientClosed),
+            Ok(Next::Rejected(code)) => Ran::Reject(code, ConnectionOutcome::Rejected),
+            Err(_) => self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned),
+        })
+    }
+
+    /// Writes what hyper wrote; what the kernel has taken is answered. `Some` when the client is gone.
+    fn flush(&mut self, now: Instant) -> Option<Ran> {
+        let mut wire = self.wire.borrow_mut();
+        let flushed = wire.flush();
+        let position = wire.flushed();
+        let is_stalled = !wire.output.is_empty() || wire.blocked;
+        drop(wire);
+        match flushed {
+            Ok(moved) => {
+                if moved || !self.stalled {
+                    self.progress = now;
+                }
+                self.stalled = is_stalled;
+                self.flow.settle(position);
+                None
+            }
+            Err(_) => {
+                self.flow.settle(position);
+                Some(self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned))
+            }
+        }
+    }
+
+    /// Acts on a deadline that has passed. `None`: there is none, or the request is to be answered
+    /// by the server.
+    fn overdue(&mut self, now: Instant) -> Option<Ran> {
+        let limits = &self.flow.site().limits;
+        if self.stalled && now >= self.progress + limits.write_stall_timeout {
+            return Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut));
+        }
+        let (at, verdict) = self.flow.deadline()?;
+        if now < at {
+            return None;
+        }
+        if self.flow.is_handling() {
+            self.flow.judge(verdict);
+            return None;
+        }
+        // The response has begun; its handler waits for a body that does not come.
+        Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut))
+    }
+
+    /// Until when to wait, or what to do when that is now.
+    fn wait(&mut self, site: &Site) -> Ran {
+        let now = site.now.get();
+        let limits = &site.limits;
+        let stall = self.stalled.then(|| self.progress + limits.write_stall_timeout);
+        if !self.flow.is_idle() {
+            let deadline = match self.flow.deadline() {
+                // Judged already: it waits for the client to take what is before it.
+                Some((at, _)) if at > now => Some(at),
+                _ => None,
+            };
+            return Ran::Wait(earliest(stall, deadline));
+        }
+        if !self.flow.is_settled() || self.stalled {
+            return Ran::Wait(stall);
+        }
+        // From then on the cold connection's deadlines rule.
+        let mut at = match self.head_since {
+            Some(since) => since + HIBERNATE_AFTER.min(limits.head_timeout),
+            None => self.idle_since + HIBERNATE_AFTER.min(limits.keep_alive_timeout),
+        };
+        if let Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing = site.mode.get() {
+            at = now;
+        }
+        if now >= at { Ran::Hibernate } else { Ran::Wait(Some(at)) }
+    }
+
+    /// hyper gave up: bad bytes, a failed body, a dead socket.
+    fn failed(&mut self, site: &Site, error: &hyper::Error) -> Ran {
+        if error.is_parse() {
+            let code = if error.is_parse_too_large() {
+                RejectedCode::FieldsTooLarge
+            } else {
+                RejectedCode::BadRequest
+            };
+            site.ledger.rejected(code);
+            // hyper has written the response itself.
+            return Ran::Linger(Manner::Sending, ConnectionOutcome::Rejected);
+        }
+        if self.flow.is_idle() {
+            return Ran::Linger(Manner::Sending, ConnectionOutcome::ClosedAfterResponse);
+        }
+        if error.is_user() {
+            let (method, path) = self.flow.target();
+            log::error!(
+                event_type = "response_failed",
+                method = method.as_str(),
+                path = path.as_str();
+                "a response body failed: {}", chain(error)
+            );
+            return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
+        }
+        self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned)
+    }
+
+    /// Ends the connection at once, with RST when something was left to send.
+    fn lost(&mut self, outcome: ConnectionOutcome, request: RequestOutcome) -> Ran {
+        if request == RequestOutcome::Cut {
+            self.wire.borrow().socket.transport().reset_on_close();
+        }
+        self.flow.end(request);
+        Ran::Closed(outcome)
+    }
+
+    /// Drops everything. The exchanges have been ended.
+    pub fn discard(self: Box<Self>) {
+        let Hot { conn, flow, .. } = *self;
+        flow.take_down();
+        drop_quietly(&flow, conn);
+    }
+
+    /// The shutdown's deadline has come.
+    pub fn cut(mut self: Box<Self>) -> ConnectionOutcome {
+        let outcome = if self.flow.is_settled() && self.head_since.is_none() {
+            ConnectionOutcome::ClosedIdle
+        } else {
+            ConnectionOutcome::Cut
+        };
+        self.lost(outcome, RequestOutcome::Cut);
+        self.discard();
+        outcome
+    }
+
+    /// Takes hyper down and gives the socket back, with what had been read of a next head and since
+    /// when the connection is in the state it then has.
+    pub fn hibernate(self: Box<Self>) -> (Instant, Vec<u8>, Socket<T>) {
+        debug_assert!(self.flow.is_settled(), "a connection hibernates with nothing at hand");
+        let since = self.head_since.unwrap_or(self.idle_since);
+        let Hot { conn, wire, flow, .. } = *self;
+        let parts = conn.into_parts();
+        // What hyper read comes before what we read after it.
+        let mut bytes = parts.read_buf.to_vec();
+        drop((parts.io, parts.service, flow));
+        let wire = unshare(wire);
+        bytes.extend_from_slice(wire.input.bytes());
+        (since, bytes, wire.socket)
+    }
+
+    /// Turns into a closing connection, with `extra` behind its output.
+    pub fn into_linger(
+        self: Box<Self>,
+        manner: Manner,
+        outcome: ConnectionOutcome,
+        extra: Option<&[u8]>,
+        now: Instant,
+    ) -> Linger<T> {
+        let Hot { conn, wire, flow, .. } = *self;
+        flow.take_down();
+        drop_quietly(&flow, conn);
+        let wire = unshare(wire);
+        let flushed = wire.flushed();
+        let (socket, mut bytes) = (wire.socket, wire.output.bytes().to_vec());
+        if let Some(extra) = extra {
+            bytes.extend_from_slice(extra);
+        }
+        let linger = Linger::new(socket, Output::holding(bytes), manner, outcome, now);
+        linger.owing(flow, flushed)
+    }
+}
+
+/// What an idle connection finds.
+enum Ahead {
+    /// A head for hyper.
+    Head,
+    Is(Ran),
+}
+
+/// Takes the wire back from hyper, which has been dropped.
+fn unshare<T>(wire: Rc<RefCell<Wire<T>>>) -> Wire<T> {
+    let Ok(wire) = Rc::try_unwrap(wire) else {
+        unreachable!("only hyper's io shares the wire, and it is gone")
+    };
+    wire.into_inner()
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,311 @@
+//! Requests and responses, as handlers see them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+
+use super::body::{Body, RequestBody};
+use super::flow::Flow;
+use super::limits::RETRY_AFTER;
+use crate::reactor::blocking::BlockingError;
+
+/// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
+pub struct Request {
+    head: http::request::Parts,
+    body: RequestBody,
+    /// `Some` once a router has matched it.
+    route: Option<Rc<Route>>,
+    params: Params,
+    flow: Rc<Flow>,
+}
+
+/// What a router knows of one of its routes.
+pub struct Route {
+    /// The path with its parameters in braces.
+    pub template: String,
+    /// The parameters' names, in order.
+    pub names: Vec<String>,
+    pub state: Option<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.template)
+    }
+}
+
+/// Where the parameters' values lie in the path: start and length, in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Params {
+    ranges: [(u16, u16); PARAMS_MAX],
+}
+
+/// Parameters that one route may have.
+pub const PARAMS_MAX: usize = 4;
+
+impl Params {
+    /// Remembers where `value`, a part of `path`, lies. Paths are shorter than 64 KiB: hyper answers
+    /// longer ones 414 itself.
+    pub fn set(&mut self, index: usize, path: &str, value: &str) {
+        let start = value.as_ptr() as usize - path.as_ptr() as usize;
+        let (Ok(start), Ok(length)) = (u16::try_from(start), u16::try_from(value.len())) else {
+            return;
+        };
+        self.ranges[index] = (start, length);
+    }
+}
+
+impl Request {
+    pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
+        Request { head, body, route: None, params: Params::default(), flow }
+    }
+
+    pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
+        self.flow.site().watch.routed(&route.template);
+        self.flow.set_route(Rc::clone(&route));
+        self.route = Some(route);
+        self.params = params;
+    }
+
+    pub fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    pub fn uri(&self) -> &Uri {
+        &self.head.uri
+    }
+
+    /// The path without the query, as sent.
+    pub fn path(&self) -> &str {
+        self.head.uri.path()
+    }
+
+    /// What follows the first `?`, as sent.
+    pub fn query(&self) -> Option<&str> {
+        self.head.uri.query()
+    }
+
+    pub fn version(&self) -> Version {
+        self.head.version
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    /// A header's value, when it is there and is text.
+    pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
+    /// The value of a parameter of the matched route, as sent (not percent-decoded).
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let at = self.route.as_ref()?.names.iter().position(|known| known == name)?;
+        let (start, length) = self.params.ranges[at];
+        self.path().get(usize::from(start)..usize::from(start) + usize::from(length))
+    }
+
+    /// The state given to [`Router::with_state`](crate::Router::with_state).
+    ///
+    /// # Panics
+    /// When the router has no state of this type: a mistake in the program.
+    pub fn state<T: Send + Sync + 'static>(&self) -> &T {
+        let state = self.route.as_ref().and_then(|route| route.state.as_deref());
+        state
+            .and_then(|state| state.downcast_ref())
+            .unwrap_or_else(|| panic!("the router has no state of type {}", type_name::<T>()))
+    }
+
+    /// The client's address; `None` on a unix socket.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.flow.peer().address()
+    }
+
+    /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of
+    /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
+    pub fn id(&self) -> Rc<str> {
+        self.flow.request_id()
+    }
+
+    pub fn body_mut(&mut self) -> &mut RequestBody {
+        &mut self.body
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// See [`RequestBody::chunk`].
+    pub async fn bytes(&mut self) -> Result<Bytes, super::body::BodyError> {
+        self.body.bytes().await
+    }
+
+    /// Takes the request apart.
+    pub fn into_parts(self) -> (http::request::Parts, RequestBody) {
+        (self.head, self.body)
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.head.method)
+            .field("uri", &self.head.uri)
+            .field("headers", &self.head.headers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn type_name<T>() -> &'static str {
+    std::any::type_name::<T>()
+}
+
+/// A response.
+#[derive(Debug, Default)]
+pub struct Response(http::Response<Body>);
+
+impl Response {
+    /// 200 with `text/plain`.
+    pub fn text(text: impl Into<Bytes>) -> Response {
+        Response::typed(TEXT, text.into())
+    }
+
+    /// 200 with `application/json`.
+    ///
+    /// A value that JSON cannot express (a map with keys that are no text) is answered 500 and logged.
+    pub fn json(value: &impl serde::Serialize) -> Response {
+        match serde_json::to_vec(value) {
+            Ok(bytes) => Response::typed(JSON, bytes.into()),
+            Err(error) => {
+                log::error!(event_type = "json_failed"; "cannot express a response: {error}");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+
+    /// 200 with bytes of the given content type.
+    pub fn typed(content_type: HeaderValue, bytes: Bytes) -> Response {
+        let mut response = http::Response::new(Body::from(bytes));
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        Response(response)
+    }
+
+    /// 503 with `Retry-After`: the server is busy, not broken.
+    pub fn busy() -> Response {
+        StatusCode::SERVICE_UNAVAILABLE
+            .into_response()
+            .with_header(http::header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))
+    }
+
+    #[must_use]
+    pub fn with_status(mut self, status: StatusCode) -> Response {
+        *self.0.status_mut() = status;
+        self
+    }
+
+    /// Sets a header, in the place of any of that name.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Response {
+        self.0.headers_mut().insert(name, value);
+        self
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.0.status()
+    }
+
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        self.0.headers_mut()
+    }
+
+    pub(crate) fn into_http(self) -> http::Response<Body> {
+        self.0
+    }
+}
+
+impl From<http::Response<Body>> for Response {
+    fn from(response: http::Response<Body>) -> Response {
+        Response(response)
+    }
+}
+
+/// What a handler may return.
+pub trait IntoResponse {
+    fn into_response(self) -> Response;
+}
+
+impl IntoResponse for Response {
+    fn into_response(self) -> Response {
+        self
+    }
+}
+
+impl IntoResponse for http::Response<Body> {
+    fn into_response(self) -> Response {
+        Response(self)
+    }
+}
+
+impl IntoResponse for Body {
+    fn into_response(self) -> Response {
+        Response(http::Response::new(self))
+    }
+}
+
+impl IntoResponse for &'static str {
+    fn into_response(self) -> Response {
+        Response::text(self)
+    }
+}
+
+impl IntoResponse for String {
+    fn into_response(self) -> Response {
+        Response::text(self)
+    }
+}
+
+/// The status with an empty body for 204 and 304 and for success, else with its reason as text.
+impl IntoResponse for StatusCode {
+    fn into_response(self) -> Response {
+        let body = if self.is_client_error() || self.is_server_error() {
+            Response::text(self.canonical_reason().unwrap_or("Error"))
+        } else {
+            Response::default()
+        };
+        body.with_status(self)
+    }
+}
+
+impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
+    fn into_response(self) -> Response {
+        self.1.into_response().with_status(self.0)
+    }
+}
+
+impl<T: IntoResponse, E: IntoResponse> IntoResponse for Result<T, E> {
+    fn into_response(self) -> Response {
+        match self {
+            Ok(value) => value.into_response(),
+            Err(error) => error.into_response(),
+        }
+    }
+}
+
+impl IntoResponse for BlockingError {
+    fn into_response(self) -> Response {
+        match self {
+            BlockingError::Busy => Response::busy(),
+            BlockingError::Panicked => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
+    }
+}
+
+/// `text/plain` in UTF-8.
+pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// `application/json`.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -1,0 +1,340 @@
+//! From hyper's call to the application's, and back.
+//!
+//! Outermost is the gate: what RFC 9112 forbids and hyper lets pass is answered there and never
+//! becomes a request. Then [`ConnectionTracking`] counts, then the [`Call`] runs the application with
+//! its panics caught and the server's verdicts applied. On the way back the response learns whether
+//! the connection closes after it.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use http::header::{CONNECTION, HOST, HeaderName, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http_body::Body as HttpBody;
+use hyper::body::Incoming;
+use hyper::service::Service;
+
+use super::body::{Body, RequestBody};
+use super::flow::{Flow, Frame, Verdict};
+use super::message::{IntoResponse, Request, Response};
+use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
+use crate::ledger::RejectedCode;
+
+/// What answers requests. Lives on one worker; neither it nor its futures need be `Send`.
+pub trait App {
+    fn call(&self, request: Request) -> Answer;
+}
+
+/// An application's answer.
+pub enum Answer {
+    /// At once: costs no allocation.
+    Ready(Response),
+    Later(Pin<Box<dyn Future<Output = Response>>>),
+}
+
+pub(super) type OutBody = TrackedBody<Body, Rc<Flow>>;
+
+/// The service that hyper calls.
+pub(super) struct Gate {
+    flow: Rc<Flow>,
+    tracked: ConnectionTracking<Call, Rc<Flow>>,
+}
+
+impl Gate {
+    pub fn new(flow: Rc<Flow>) -> Gate {
+        let tracked = ConnectionTracking::new(Call { flow: Rc::clone(&flow) }, Rc::clone(&flow));
+        Gate { flow, tracked }
+    }
+}
+
+impl Service<http::Request<Incoming>> for Gate {
+    type Response = http::Response<OutBody>;
+    type Error = Infallible;
+    type Future = GateFuture;
+
+    fn call(&self, request: http::Request<Incoming>) -> GateFuture {
+        match request.body().size_hint().exact() {
+            Some(0) => self.flow.frame.set(Frame::Head),
+            Some(length) => self.flow.frame.set(Frame::Body(length)),
+            None => {
+                self.flow.frame.set(Frame::Stream);
+                self.flow.opaque.set(true);
+            }
+        }
+        if self.flow.opaque.get() {
+            // hyper may already hold the beginning of what comes next: no telling heads from bodies.
+            self.flow.frame.set(Frame::Stream);
+        }
+        match inspect(&request) {
+            Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
+            Err(fault) => {
+                self.flow.site().ledger.rejected(fault);
+                GateFuture::Rejected
+            }
+        }
+    }
+}
+
+/// The gate's answer. Not boxed: it lives in the space that hyper keeps per connection.
+pub(super) enum GateFuture {
+    Rejected,
+    Tracked(TrackedFuture<CallFuture, Rc<Flow>>),
+}
+
+impl Future for GateFuture {
+    type Output = Result<http::Response<OutBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut GateFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            GateFuture::Tracked(future) => Pin::new(future).poll(cx),
+            GateFuture::Rejected => {
+                let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
+                announce_close(response.headers_mut());
+                Poll::Ready(Ok(response.into_http().map(TrackedBody::untracked)))
+            }
+        }
+    }
+}
+
+/// The rules of RFC 9112 that hyper leaves to its user.
+fn inspect<B>(request: &http::Request<B>) -> Result<(), RejectedCode> {
+    let headers = request.headers();
+    // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if is_host(host.as_bytes()) => {}
+        (None, None) if request.version() < Version::HTTP_11 => {}
+        _ => return Err(RejectedCode::BadRequest),
+    }
+    // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list that
+    // ends in chunked.
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, None) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(RejectedCode::BadRequest),
+    }
+}
+
+/// Whether `host` is `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is
+/// allowed: a client sends it for targets without an authority.
+fn is_host(host: &[u8]) -> bool {
+    let (name, port) = match host {
+        [b'[', rest @ ..] => {
+            let Some(end) = memchr::memchr(b']', rest) else { return false };
+            let (literal, after) = (&rest[..end], &rest[end + 1..]);
+            let is_literal = !literal.is_empty()
+                && literal.iter().all(|&byte| is_name_byte(byte) || byte == b':');
+            if !is_literal {
+                return false;
+            }
+            match after {
+                [] => (literal, None),
+                [b':', port @ ..] => (literal, Some(port)),
+                _ => return false,
+            }
+        }
+        _ => match memchr::memchr(b':', host) {
+            Some(colon) => (&host[..colon], Some(&host[colon + 1..])),
+            None => (host, None),
+        },
+    };
+    let is_port = port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
+    is_port && (host.starts_with(b"[") || name.iter().all(|&byte| is_name_byte(byte)))
+}
+
+/// Unreserved, percent or sub-delims.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte)
+}
+
+/// The application behind hyper's interface.
+pub(super) struct Call {
+    flow: Rc<Flow>,
+}
+
+impl Service<http::Request<Incoming>> for Call {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = CallFuture;
+
+    fn call(&self, request: http::Request<Incoming>) -> CallFuture {
+        let flow = &self.flow;
+        let site = flow.site();
+        let (head, incoming) = request.into_parts();
+        flow.describe(&head.method, head.uri.path(), inbound_id(&head.headers));
+        if site.ledger.in_flight() > site.limits.in_flight_max {
+            flow.judge(Verdict::Overloaded);
+        }
+        if head.method == Method::CONNECT {
+            // hyper would treat a 2xx as the start of a tunnel.
+            let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
+            return self.future(Some(response), None);
+        }
+        if flow.verdict().is_some() {
+            return self.future(None, None);
+        }
+        let peer = flow.peer();
+        site.watch.call(site.now.get(), head.method.as_str(), head.uri.path(), |text| {
+            use std::fmt::Write;
+            write!(text, "{peer}").expect("writing to a string cannot fail");
+        });
+        let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
+        let request = Request::new(head, body, Rc::clone(flow));
+        let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
+        site.watch.returned();
+        match answer {
+            Ok(Answer::Ready(response)) => self.future(Some(response), None),
+            Ok(Answer::Later(later)) => self.future(None, Some(later)),
+            Err(panic) => self.future(Some(panicked(flow, &*panic)), None),
+        }
+    }
+}
+
+impl Call {
+    fn future(
+        &self,
+        ready: Option<Response>,
+        later: Option<Pin<Box<dyn Future<Output = Response>>>>,
+    ) -> CallFuture {
+        CallFuture { flow: Rc::clone(&self.flow), ready, later }
+    }
+}
+
+/// The application's answer on its way.
+pub(super) struct CallFuture {
+    flow: Rc<Flow>,
+    /// `Some` when the answer is there.
+    ready: Option<Response>,
+    /// `Some` while the handler works on it. With neither, there is a verdict.
+    later: Option<Pin<Box<dyn Future<Output = Response>>>>,
+}
+
+impl CallFuture {
+    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        if let Some(response) = self.ready.take() {
+            return Poll::Ready(response);
+        }
+        let Some(later) = self.later.as_mut() else { return Poll::Pending };
+        match catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx))) {
+            Ok(poll) => poll,
+            Err(panic) => Poll::Ready(panicked(&self.flow, &*panic)),
+        }
+    }
+}
+
+impl Future for CallFuture {
+    type Output = Result<http::Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let handled = match self.flow.verdict() {
+            None => self.poll_handler(cx),
+            Some(_) => Poll::Pending,
+        };
+        let mut response = match self.flow.verdict() {
+            // Also when the handler has just answered: a body over its limit is 413 whatever it says.
+            Some(verdict) => {
+                let mut response = verdict.response();
+                announce_close(response.headers_mut());
+                response
+            }
+            None => ready!(handled),
+        };
+        let later = self.later.take();
+        drop_quietly(&self.flow, later);
+        let flow = &self.flow;
+        if flow.site().mode.get().announces() && !flow.has_surplus() {
+            announce_close(response.headers_mut());
+        }
+        if let Some(id) = flow.known_id()
+            && let Ok(id) = HeaderValue::from_str(&id)
+        {
+            response.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        Poll::Ready(Ok(response.into_http()))
+    }
+}
+
+impl Drop for CallFuture {
+    fn drop(&mut self) {
+        let later = self.later.take();
+        drop_quietly(&self.flow, later);
+    }
+}
+
+/// Drops what is the application's: its destructors may panic, too.
+pub(super) fn drop_quietly<T>(flow: &Flow, value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        log_panic(flow, &*panic);
+    }
+}
+
+/// The response in the place of a handler that panicked.
+fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
+    log_panic(flow, panic);
+    let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    announce_close(response.headers_mut());
+    response
+}
+
+pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
+    let what = panic_message(panic);
+    let (method, path) = flow.target();
+    log::error!(
+        event_type = "handler_panicked",
+        method = method.as_str(),
+        path = path.as_str(),
+        request_id = flow.known_id().as_deref().unwrap_or("");
+        "a handler panicked: {what}"
+    );
+}
+
+/// What a panic said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+fn announce_close(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// The client's request id, when it is one.
+fn inbound_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    let is_well_formed = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    is_well_formed.then_some(id)
+}
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longer inbound ids are replaced.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_told_from_nonsense() {
+        for host in
+            ["", "x", "a.b:80", "127.0.0.1:8080", "[::1]", "[::1]:80", "a_b-c~d", "a%20b", "x:"]
+        {
+            assert!(is_host(host.as_bytes()), "{host:?} is a host");
+        }
+        for host in
+            ["a b", "a/b", "a@b", "[::1", "[]", "[::1]x", "a:b", "a:1:2", "a,b\t", "x:123456", "é"]
+        {
+            assert!(!is_host(host.as_bytes()), "{host:?} is no host");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What all connections of one listener share on one worker.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+
+use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
+use super::service::App;
+use super::watch::Watch;
+use crate::ledger::Ledger;
+use crate::metrics::WorkerMetrics;
+
+/// Everything a connection needs besides its socket. One per listener and worker, single-threaded.
+pub struct Site {
+    pub limits: Limits,
+    pub app: Rc<dyn App>,
+    pub ledger: Arc<Ledger>,
+    pub watch: Arc<Watch>,
+    pub metrics: RefCell<WorkerMetrics>,
+    pub access_log: AccessLog,
+    pub ids: RequestIds,
+    /// Where [`Stamp`]s count from.
+    pub epoch: Instant,
+    /// hyper, with our settings.
+    pub builder: http1::Builder,
+    /// How requests are treated now. Only ever moves down the list of [`Mode`].
+    pub mode: Cell<Mode>,
+    /// The turn's `now`.
+    pub now: Cell<Instant>,
+}
+
+/// Whether each finished request is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    On,
+}
+
+/// How a worker treats its connections, by the shutdown's phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Serving,
+    /// Lame duck: serving, but every response that can announces the close.
+    Announcing,
+    /// Listeners are retired. `since` is when that began.
+    Draining {
+        since: Instant,
+        grace: Grace,
+    },
+    /// The deadline is near: idle connections close, an error response counts as refused.
+    Cancelling,
+    /// As `Cancelling`, and requests without a response head are answered 503.
+    Refusing,
+}
+
+/// How long a draining worker waits for clients that owe it nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grace {
+    /// For the first byte on a connection that sent none.
+    pub first_byte: Duration,
+    /// For one more request on an idle connection.
+    pub idle: Duration,
+    /// Over how much more time the closing of idle connections is spread.
+    pub spread: Duration,
+}
+
+/// hyper's HTTP/1 side for these limits: half-closed clients are answered, no timer, no pipeline_flush.
+pub fn builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .half_close(true)
+        .max_header_size(limits.head_bytes_max)
+        .max_buf_size(HYPER_BUFFER_BYTES_MAX.max(limits.head_bytes_max));
+    if limits.header_fields_max != HYPER_FIELDS_DEFAULT {
+        // Any explicit value above it makes hyper allocate the field table per request.
+        builder.max_headers(limits.header_fields_max);
+    }
+    builder
+}
+
+/// What hyper allows when it is not told otherwise, in an array on its stack.
+const HYPER_FIELDS_DEFAULT: usize = 100;
+
+/// An instant in four bytes, to a tenth of a second, rounded up: what idle connections can afford.
+/// Reaches 13 years past the site's epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp(u32);
+
+const STAMPS_PER_SECOND: u32 = 10;
+
+impl Site {
+    pub fn stamp(&self) -> Stamp {
+        self.stamp_of(self.now.get())
+    }
+
+    pub fn stamp_of(&self, at: Instant) -> Stamp {
+        let elapsed = at.saturating_duration_since(self.epoch);
+        let tenths = elapsed.as_millis().div_ceil(u128::from(1000 / STAMPS_PER_SECOND));
+        Stamp(u32::try_from(tenths).unwrap_or(u32::MAX))
+    }
+
+    pub fn at(&self, stamp: Stamp) -> Instant {
+        self.epoch + Duration::from_millis(u64::from(stamp.0) * u64::from(1000 / STAMPS_PER_SECOND))
+    }
+}
+
+impl Mode {
+    /// Whether responses announce the close.
+    pub fn announces(self) -> bool {
+        self != Mode::Serving
+    }
+
+    pub fn is_cancelling(self) -> bool {
+        matches!(self, Mode::Cancelling | Mode::Refusing)
+    }
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("mode", &self.mode.get()).finish_non_exhaustive()
+    }
+}
+
+/// Request ids: a prefix that differs between processes and workers, and a counter.
+#[derive(Debug)]
+pub struct RequestIds {
+    prefix: u64,
+    next: Cell<u64>,
+}
+
+impl RequestIds {
+    /// Ids that begin with `prefix`, in hexadecimal.
+    pub fn new(prefix: u64) -> RequestIds {
+        RequestIds { prefix, next: Cell::new(0) }
+    }
+
+    pub fn next(&self) -> String {
+        let serial = self.next.get();
+        self.next.set(serial.wrapping_add(1));
+        format!("{:016x}-{serial:x}", self.prefix)
+    }
+}

@@ -1,0 +1,435 @@
+//! A socket with what was read ahead of hyper and what hyper wrote ahead of the kernel.
+//!
+//! Buffers are on loan: the worker's one input and one output buffer are attached for the time of a
+//! poll, and what is left in them afterwards (part of a head, pipelined requests, output that the
+//! kernel would not take) moves to buffers of the connection's own, of exactly that size. So a
+//! connection with nothing half-done owns no buffer.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+
+use super::flow::{Ahead, Flow, Frame};
+use super::head::{Head, HeadLimits, examine};
+use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
+use crate::ledger::RejectedCode;
+use crate::reactor::socket::{Received, Socket, Transport};
+
+/// The buffers of a worker, lent to one connection at a time.
+#[derive(Debug)]
+pub struct Loan {
+    /// All of its length is usable; what it holds is meaningless.
+    input: Vec<u8>,
+    /// Empty.
+    output: Vec<u8>,
+}
+
+impl Loan {
+    /// Buffers that fit heads of `head_bytes_max`.
+    pub fn new(head_bytes_max: usize) -> Loan {
+        let size = INPUT_BYTES_MIN.max(head_bytes_max + INPUT_BYTES_MIN / 2);
+        Loan { input: vec![0; size], output: Vec::with_capacity(OUT_BYTES_MAX) }
+    }
+
+    /// Space to read into when nothing has to be kept.
+    pub fn scratch(&mut self) -> &mut [u8] {
+        &mut self.input
+    }
+}
+
+/// Bytes read and not yet handed to hyper: `buffer[start..end]`.
+#[derive(Debug, Default)]
+pub struct Input {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// How many of the bytes are known to be an incomplete head; saves looking at them twice.
+    examined: usize,
+}
+
+/// What stands at the beginning of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing yet.
+    Nothing,
+    /// Some of a head.
+    Partial,
+    /// A head of this many bytes.
+    Complete(usize),
+    /// The client has finished sending, and what is left is no complete head.
+    End,
+    Rejected(RejectedCode),
+}
+
+impl Input {
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Goes on with `bytes`.
+    pub fn owning(bytes: Vec<u8>) -> Input {
+        Input { start: 0, end: bytes.len(), buffer: bytes, examined: 0 }
+    }
+
+    /// The bytes of a detached input.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.buffer
+    }
+
+    /// Takes the worker's buffer, with the bytes at hand at its front.
+    pub fn attach(&mut self, loan: &mut Loan) {
+        let held = self.end - self.start;
+        loan.input[..held].copy_from_slice(&self.buffer[self.start..self.end]);
+        std::mem::swap(&mut self.buffer, &mut loan.input);
+        (self.start, self.end) = (0, held);
+    }
+
+    /// Gives the worker's buffer back and keeps a copy of the bytes at hand.
+    pub fn detach(&mut self, loan: &mut Loan) {
+        std::mem::swap(&mut self.buffer, &mut loan.input);
+        let rest = &loan.input[self.start..self.end];
+        self.buffer = if rest.is_empty() { Vec::new() } else { rest.to_vec() };
+        (self.start, self.end) = (0, self.buffer.len());
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.start += count;
+        self.examined = 0;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Reads once behind the bytes at hand. Attached inputs only.
+    fn fill<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<Received> {
+        if self.end == self.buffer.len() {
+            if self.start == 0 {
+                return Ok(Received::Nothing);
+            }
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let received = socket.receive(&mut self.buffer[self.end..])?;
+        if let Received::Bytes(count) = received {
+            self.end += count;
+        }
+        Ok(received)
+    }
+
+    /// Looks for a complete head, reading as long as that may help.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn next_head<T: Transport>(
+        &mut self,
+        socket: &mut Socket<T>,
+        limits: &HeadLimits,
+    ) -> io::Result<Next> {
+        loop {
+            let held = self.end - self.start;
+            if held > self.examined {
+                match examine(self.bytes(), limits) {
+                    Head::Complete(size) => return Ok(Next::Complete(size)),
+                    Head::Rejected(code) => return Ok(Next::Rejected(code)),
+                    Head::Partial => self.examined = held,
+                }
+            }
+            match self.fill(socket)? {
+                Received::Bytes(_) => {}
+                Received::Nothing if held == 0 => return Ok(Next::Nothing),
+                Received::Nothing => return Ok(Next::Partial),
+                Received::End => return Ok(Next::End),
+            }
+        }
+    }
+}
+
+/// Bytes on their way to the kernel: `buffer[start..]`.
+#[derive(Debug, Default)]
+pub struct Output {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Output {
+    pub fn holding(buffer: Vec<u8>) -> Output {
+        Output { buffer, start: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// Writes until everything is written or the send buffer is full. Returns the bytes written.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn flush<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<usize> {
+        let mut written = 0;
+        while !self.is_empty() {
+            let Some(count) = socket.send(&[IoSlice::new(&self.buffer[self.start..])])? else {
+                return Ok(written);
+            };
+            self.start += count;
+            written += count;
+        }
+        self.buffer.clear();
+        self.start = 0;
+        Ok(written)
+    }
+}
+
+/// The socket of a connection that hyper works on.
+#[derive(Debug)]
+pub struct Wire<T> {
+    pub(super) socket: Socket<T>,
+    pub(super) input: Input,
+    pub(super) output: Output,
+    limits: HeadLimits,
+    /// Bytes that hyper has written; those the kernel has accepted. `written - flushed` are in `output`.
+    written: u64,
+    flushed: u64,
+    /// Bytes that may still move in this turn.
+    budget: usize,
+    /// Whether `output` is the worker's buffer.
+    lent: bool,
+    /// Whether the budget stopped something: the connection must run again.
+    pub(super) yielded: bool,
+    /// Whether hyper has something to write that neither we nor the kernel would take.
+    pub(super) blocked: bool,
+    /// What the next head turned out to be, when hyper asked for one that must not be served.
+    pub(super) rejected: Option<RejectedCode>,
+}
+
+impl<T: Transport> Wire<T> {
+    pub fn new(socket: Socket<T>, input: Input, limits: HeadLimits) -> Wire<T> {
+        Wire {
+            socket,
+            input,
+            output: Output::default(),
+            limits,
+            written: 0,
+            flushed: 0,
+            budget: 0,
+            lent: false,
+            yielded: false,
+            blocked: false,
+            rejected: None,
+        }
+    }
+
+    /// Before a poll: borrows the worker's buffers and gets the turn's budget.
+    pub fn attach(&mut self, loan: &mut Loan) {
+        self.input.attach(loan);
+        self.attach_output(loan);
+    }
+
+    /// As [`attach`](Wire::attach), when the input is attached already.
+    pub fn attach_output(&mut self, loan: &mut Loan) {
+        self.lent = self.output.is_empty();
+        if self.lent {
+            self.output = Output { buffer: std::mem::take(&mut loan.output), start: 0 };
+        }
+        self.budget = TURN_BYTES_MAX;
+        self.yielded = false;
+        self.blocked = false;
+    }
+
+    /// After a poll: gives the buffers back.
+    pub fn detach(&mut self, loan: &mut Loan) {
+        self.input.detach(loan);
+        if self.lent {
+            // What could not be written stays, in a buffer of its own.
+            let rest = Output { buffer: self.output.bytes().to_vec(), start: 0 };
+            loan.output = std::mem::replace(&mut self.output, rest).buffer;
+            loan.output.clear();
+            self.lent = false;
+        } else if self.output.is_empty() {
+            self.output = Output::default();
+        }
+    }
+
+    /// Writes what hyper wrote. Returns whether the kernel took anything.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        let before = self.flushed;
+        let flushed = self.output.flush(&mut self.socket)?;
+        self.flushed += flushed as u64;
+        Ok(self.flushed > before)
+    }
+
+    /// How much of hyper's output the kernel has accepted.
+    pub fn flushed(&self) -> u64 {
+        self.flushed
+    }
+
+    /// Finds the next head and decides to hand it to hyper.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn next_head(&mut self, flow: &Flow) -> io::Result<Next> {
+        let next = self.input.next_head(&mut self.socket, &self.limits)?;
+        if let Next::Complete(size) = next {
+            flow.frame.set(Frame::HeadRest(size));
+        }
+        Ok(next)
+    }
+
+    /// Hands at most `limit` bytes to hyper. Zero means the end of stream.
+    fn hand_over(&mut self, mut cursor: ReadBufCursor<'_>, limit: u64) -> Poll<io::Result<usize>> {
+        if self.budget == 0 {
+            self.yielded = true;
+            return Poll::Pending;
+        }
+        if self.input.is_empty() {
+            match self.input.fill(&mut self.socket)? {
+                Received::Bytes(_) => {}
+                Received::Nothing => return Poll::Pending,
+                Received::End => return Poll::Ready(Ok(0)),
+            }
+        }
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let count = self.input.bytes().len().min(cursor.remaining()).min(limit);
+        cursor.put_slice(&self.input.bytes()[..count]);
+        self.input.consume(count);
+        self.budget = self.budget.saturating_sub(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn read_for(&mut self, flow: &Flow, cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if matches!(flow.frame.get(), Frame::Body(0)) {
+            flow.frame.set(Frame::Head);
+        }
+        if flow.frame.get() == Frame::Head {
+            match self.next_head(flow)? {
+                Next::Complete(_) => {}
+                Next::Nothing | Next::Partial => return Poll::Pending,
+                Next::End => return Poll::Ready(Ok(())),
+                Next::Rejected(code) => {
+                    self.rejected = Some(code);
+                    return Poll::Pending;
+                }
+            }
+        }
+        let limit = match flow.frame.get() {
+            Frame::HeadRest(rest) => rest as u64,
+            Frame::Body(rest) => rest,
+            Frame::Head | Frame::HeadDone | Frame::Stream => u64::MAX,
+        };
+        let Poll::Ready(count) = self.hand_over(cursor, limit)? else { return Poll::Pending };
+        match flow.frame.get() {
+            Frame::HeadRest(rest) if rest == count => flow.frame.set(Frame::HeadDone),
+            Frame::HeadRest(rest) => flow.frame.set(Frame::HeadRest(rest - count)),
+            Frame::Body(rest) => flow.frame.set(Frame::Body(rest - count as u64)),
+            // hyper sees the end of a head elsewhere than we do. It gets what there is, as it comes.
+            Frame::HeadDone => {
+                flow.frame.set(Frame::Stream);
+                flow.opaque.set(true);
+            }
+            Frame::Head | Frame::Stream => {}
+        }
+        flow.ahead.set(Ahead {
+            held: self.input.bytes().len() as u64,
+            readable: self.socket.is_readable() && !self.socket.is_read_closed(),
+        });
+        Poll::Ready(Ok(()))
+    }
+
+    fn write(&mut self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.budget == 0 {
+            self.yielded = true;
+            return Poll::Pending;
+        }
+        let is_direct = total >= DIRECT_BYTES_MIN && self.output.is_empty();
+        if !is_direct && self.output.bytes().len() + total <= OUT_BYTES_MAX {
+            for buf in bufs {
+                self.output.buffer.extend_from_slice(buf);
+            }
+            self.written += total as u64;
+            self.budget = self.budget.saturating_sub(total);
+            return Poll::Ready(Ok(total));
+        }
+        self.flush()?;
+        if !self.output.is_empty() {
+            self.blocked = true;
+            return Poll::Pending;
+        }
+        let Some(count) = self.socket.send(bufs)? else {
+            self.blocked = true;
+            return Poll::Pending;
+        };
+        self.written += count as u64;
+        self.flushed += count as u64;
+        self.budget = self.budget.saturating_sub(count);
+        Poll::Ready(Ok(count))
+    }
+}
+
+/// The wire as hyper sees it.
+pub(super) struct Io<T> {
+    pub(super) wire: Rc<RefCell<Wire<T>>>,
+    pub(super) flow: Rc<Flow>,
+}
+
+impl<T: Transport> Read for Io<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        // No waker is kept: readiness makes the connection run, and running polls hyper.
+        self.wire.borrow_mut().read_for(&self.flow, cursor)
+    }
+}
+
+impl<T: Transport> Write for Io<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.wire.borrow_mut().write(&[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.wire.borrow_mut().write(bufs)
+    }
+
+    /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never shrinks.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper flushes when its own buffer is empty: everything finished is in our hands.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.flow.mark(self.wire.borrow().written);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The connection closes itself: after the output, and lingering.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+/// The least size of a worker's input buffer. hyper is handed at most this much at once.
+const INPUT_BYTES_MIN: usize = 64 * 1024;

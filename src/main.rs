@@ -1,0 +1,140 @@
+//! The `ebbtide` command: reads the configuration, serves, and turns the outcome into an exit status.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ebbtide::internal::app::{lab::Lab, sample};
+use ebbtide::internal::config::{self, Command, Config, LoadError, LogFormat};
+use ebbtide::logging::{self, Logger};
+use ebbtide::{
+    AtDeadline, HealthOn, InFlight, Limits, Options, Policy, Server, StartError, Workers,
+    setup_signal_handlers,
+};
+
+fn main() -> ExitCode {
+    let cwd = std::env::current_dir().unwrap_or_default();
+    let loaded = config::load(std::env::args_os(), &|name| std::env::var_os(name), &cwd);
+    let invocation = match loaded {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            let status = error.exit_status();
+            match error {
+                LoadError::Answer(text) => print!("{text}"),
+                LoadError::Usage(text) => eprint!("{text}"),
+                LoadError::Config(error) => eprintln!("ebbtide: {error}"),
+            }
+            return ExitCode::from(status);
+        }
+    };
+    match invocation.command {
+        Command::Serve => serve(&invocation.config),
+        Command::CheckConfig => {
+            println!("the configuration is valid");
+            ExitCode::SUCCESS
+        }
+        Command::PrintConfig => {
+            print!("{}", config::print_config(&invocation.config, &invocation.sources));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn serve(config: &Config) -> ExitCode {
+    let format = match config.log_format {
+        LogFormat::Json => logging::Format::Json,
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Auto if std::io::stderr().is_terminal() => logging::Format::Text,
+        LogFormat::Auto => logging::Format::Json,
+    };
+    let logger = match logging::init(logging::Options { level: config.log_level, format }) {
+        Ok(logger) => logger,
+        Err(error) => {
+            eprintln!("ebbtide: cannot log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::install_panic_hook();
+    let status = match start(config, &logger) {
+        Ok(status) => status,
+        Err(error) => {
+            log::error!(event_type = "start_failed"; "{error}");
+            EXIT_START
+        }
+    };
+    flush(&logger);
+    // Not a return from main: a thread that is stuck in a handler must not hold the exit.
+    std::process::exit(i32::from(status))
+}
+
+fn start(config: &Config, logger: &Logger) -> Result<u8, StartError> {
+    let signals = setup_signal_handlers()
+        .map_err(|source| StartError::System { what: "catch signals", source })?;
+    let lab = if config.lab_routes {
+        Lab::On { upload_bytes_max: config.upload_bytes_max }
+    } else {
+        Lab::Off
+    };
+    let server = Server::bind(options(config, logger), sample::router(lab))?.with_signals(signals);
+    Ok(server.run()?.exit_status())
+}
+
+/// Waits for the log to be written, but not for a reader that does not read.
+fn flush(logger: &Logger) {
+    #[allow(clippy::disallowed_methods, reason = "the main thread has left its reactor")]
+    let now = Instant::now();
+    // Complete or not, the process ends now; lines that are left are lost with it.
+    let _flushed = logger.flush(now + LOG_FLUSH_MAX);
+}
+
+fn options(config: &Config, logger: &Logger) -> Options {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Options {
+        listen: config.listen.clone(),
+        admin_listen: config.admin_listen.clone(),
+        workers: config.workers.map_or(Workers::PerCore, Workers::Count),
+        reuse_port: config.reuse_port,
+        max_connections: config.max_connections,
+        blocking_threads: config.blocking_threads,
+        limits: Limits {
+            head_bytes_max: size(config.head_bytes_max),
+            header_fields_max: config.header_fields_max,
+            request_line_bytes_max: size(config.request_line_bytes_max),
+            body_bytes_max: config.body_bytes_max,
+            first_byte_timeout: config.first_byte_timeout,
+            head_timeout: config.head_timeout,
+            keep_alive_timeout: config.keep_alive_timeout,
+            body_stall_timeout: config.body_stall_timeout,
+            body_rate_min: config.body_rate_min,
+            write_stall_timeout: config.write_stall_timeout,
+            request_timeout: config.request_timeout,
+            in_flight_max: config.max_in_flight as u64,
+        },
+        shutdown: Policy {
+            timeout: config.shutdown_timeout,
+            delay: config.shutdown_delay,
+            first_byte_grace: config.shutdown_first_byte_grace,
+            idle_window: config.shutdown_idle_window,
+            in_flight: if config.shutdown_wait_for_connections {
+                InFlight::Wait
+            } else {
+                InFlight::Cancel
+            },
+            at_deadline: if config.shutdown_force_after_timeout {
+                AtDeadline::Cut
+            } else {
+                AtDeadline::WaitOn
+            },
+        },
+        report_path: config.shutdown_report_path.clone(),
+        access_log: config.access_log,
+        health_on: if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly },
+        log_lines_dropped: Some(logger.dropped()),
+    }
+}
+
+/// The exit status when the server could not start.
+const EXIT_START: u8 = 1;
+
+/// How long the exit waits for the log: stderr may be a pipe that nobody reads.
+const LOG_FLUSH_MAX: Duration = Duration::from_millis(20);

@@ -1,0 +1,38 @@
+//! The only unsafe code: a handful of system calls that no crate of ours offers.
+
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each block says why it is sound"
+)]
+
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Bytes and FIN that the peer of a TCP socket has not acknowledged (`TIOCOUTQ`, `tcp(7)`: for TCP it
+/// counts from the oldest unacknowledged to the newest sequence number, and FIN takes one).
+/// `None` when the kernel will not say.
+pub fn unacknowledged(socket: &impl AsFd) -> Option<usize> {
+    let mut queued: libc::c_int = 0;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: TIOCOUTQ writes one int through the pointer, which is valid for that during the call;
+    // the descriptor is open because it is borrowed.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut queued) };
+    if result == 0 { usize::try_from(queued).ok() } else { None }
+}
+
+/// How many descriptors this process may have open: the soft `RLIMIT_NOFILE`.
+pub fn descriptors_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit fills the struct behind the pointer, which is valid during the call.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
+}
+
+/// Gives free memory of every heap back to the system. Slow (milliseconds for a hundred megabytes)
+/// and it locks each heap in turn: for a thread of its own, after a burst.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes no pointers and may be called from any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

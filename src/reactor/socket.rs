@@ -1,0 +1,331 @@
+//! A non-blocking stream and what is known of its readiness.
+//!
+//! Epoll announces changes, once. So a socket remembers: *readable* stays set until a read comes
+//! back short or would block; a short read means drained (`epoll(7)`, "Possible pitfalls"), which
+//! saves the read that would only say so. *Read-closed* is sticky: when data and FIN arrive
+//! together epoll says so once, and after a short read nothing would announce the end of stream
+//! again. *Broken* (ERR or HUP: the peer reset the connection, or both directions are closed) is
+//! sticky as well.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::ops::BitOr;
+
+use mio::net::{TcpStream, UnixStream};
+
+/// A byte stream that never blocks, as the kernel (or a simulation) offers it.
+pub trait Transport: Read + Write {
+    /// Sends FIN once the send queue is empty.
+    ///
+    /// # Errors
+    /// `ENOTCONN` when the peer is gone already.
+    fn shutdown_write(&self) -> io::Result<()>;
+
+    /// Bytes, and our FIN, that the peer has not acknowledged; `None` when that cannot be known.
+    fn unacknowledged(&self) -> Option<usize>;
+
+    /// Makes the coming close send RST and drop the send queue (SO_LINGER 0).
+    fn reset_on_close(&self);
+}
+
+/// The streams clients connect with.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(tcp) => tcp.read(buf),
+            Stream::Unix(unix) => unix.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(tcp) => tcp.write(buf),
+            Stream::Unix(unix) => unix.write(buf),
+        }
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(tcp) => tcp.write_vectored(bufs),
+            Stream::Unix(unix) => unix.write_vectored(bufs),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Stream {
+    fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
+            Stream::Unix(unix) => unix.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn unacknowledged(&self) -> Option<usize> {
+        match self {
+            Stream::Tcp(tcp) => crate::os::unacknowledged(tcp),
+            // A unix stream has no acknowledgements: what was written is in the peer's queue.
+            Stream::Unix(_) => Some(0),
+        }
+    }
+
+    fn reset_on_close(&self) {
+        if let Stream::Tcp(tcp) = self {
+            // It can only fail on a socket that is gone, which is what is wanted.
+            let _gone = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+impl mio::event::Source for Stream {
+    fn register(
+        &mut self,
+        registry: &mio::Registry,
+        token: mio::Token,
+        interests: mio::Interest,
+    ) -> io::Result<()> {
+        match self {
+            Stream::Tcp(tcp) => tcp.register(registry, token, interests),
+            Stream::Unix(unix) => unix.register(registry, token, interests),
+        }
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &mio::Registry,
+        token: mio::Token,
+        interests: mio::Interest,
+    ) -> io::Result<()> {
+        match self {
+            Stream::Tcp(tcp) => tcp.reregister(registry, token, interests),
+            Stream::Unix(unix) => unix.reregister(registry, token, interests),
+        }
+    }
+
+    fn deregister(&mut self, registry: &mio::Registry) -> io::Result<()> {
+        match self {
+            Stream::Tcp(tcp) => tcp.deregister(registry),
+            Stream::Unix(unix) => unix.deregister(registry),
+        }
+    }
+}
+
+/// What is known of a stream without asking the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness(u8);
+
+impl Readiness {
+    pub const NONE: Readiness = Readiness(0);
+    pub const READABLE: Readiness = Readiness(1);
+    pub const WRITABLE: Readiness = Readiness(2);
+    pub const READ_CLOSED: Readiness = Readiness(4);
+    pub const BROKEN: Readiness = Readiness(8);
+
+    /// What an event says. An end of stream or an error is found by reading, so both also count
+    /// as readable.
+    pub fn of(event: &mio::event::Event) -> Readiness {
+        let mut bits = Readiness::NONE;
+        if event.is_readable() {
+            bits = bits | Readiness::READABLE;
+        }
+        if event.is_writable() {
+            bits = bits | Readiness::WRITABLE;
+        }
+        if event.is_read_closed() {
+            bits = bits | Readiness::READ_CLOSED | Readiness::READABLE;
+        }
+        if event.is_error() || (event.is_read_closed() && event.is_write_closed()) {
+            bits = bits | Readiness::BROKEN | Readiness::READABLE | Readiness::WRITABLE;
+        }
+        bits
+    }
+
+    pub fn has(self, bits: Readiness) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+
+    fn without(self, bits: Readiness) -> Readiness {
+        Readiness(self.0 & !bits.0)
+    }
+}
+
+impl BitOr for Readiness {
+    type Output = Readiness;
+
+    fn bitor(self, other: Readiness) -> Readiness {
+        Readiness(self.0 | other.0)
+    }
+}
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// This many bytes, at least one.
+    Bytes(usize),
+    /// Nothing now; readiness will be announced.
+    Nothing,
+    /// The peer has finished sending.
+    End,
+}
+
+/// A transport with its readiness.
+#[derive(Debug)]
+pub struct Socket<T> {
+    transport: T,
+    readiness: Readiness,
+}
+
+impl<T: Transport> Socket<T> {
+    /// A fresh socket: nothing is known to be readable, and the send buffer is empty.
+    pub fn new(transport: T) -> Socket<T> {
+        Socket { transport, readiness: Readiness::WRITABLE }
+    }
+
+    /// Adds what an event announced.
+    pub fn announce(&mut self, readiness: Readiness) {
+        self.readiness = self.readiness | readiness;
+    }
+
+    /// Whether a read may bring something.
+    pub fn is_readable(&self) -> bool {
+        self.readiness.has(Readiness::READABLE)
+    }
+
+    /// Whether the peer's FIN was announced (there may be bytes before it).
+    pub fn is_read_closed(&self) -> bool {
+        self.readiness.has(Readiness::READ_CLOSED)
+    }
+
+    /// Whether the peer reset the connection, or both directions are closed.
+    pub fn is_broken(&self) -> bool {
+        self.readiness.has(Readiness::BROKEN)
+    }
+
+    /// Reads once, unless nothing can be there. `buf` must not be empty.
+    ///
+    /// # Errors
+    /// Those of `recv(2)` other than `EAGAIN` and `EINTR`; the socket is broken then.
+    pub fn receive(&mut self, buf: &mut [u8]) -> io::Result<Received> {
+        debug_assert!(!buf.is_empty(), "an empty read would look like the end of stream");
+        if !self.is_readable() {
+            return Ok(Received::Nothing);
+        }
+        loop {
+            match self.transport.read(buf) {
+                Ok(0) => {
+                    self.readiness = self.readiness | Readiness::READ_CLOSED;
+                    return Ok(Received::End);
+                }
+                Ok(n) => {
+                    if n < buf.len() && !self.is_read_closed() {
+                        self.readiness = self.readiness.without(Readiness::READABLE);
+                    }
+                    return Ok(Received::Bytes(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness = self.readiness.without(Readiness::READABLE);
+                    return Ok(Received::Nothing);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.readiness = self.readiness | Readiness::BROKEN;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Writes once, unless the send buffer is known to be full. `None` when it is full.
+    ///
+    /// # Errors
+    /// Those of `send(2)` other than `EAGAIN` and `EINTR`; the socket is broken then.
+    pub fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        if !self.readiness.has(Readiness::WRITABLE) {
+            return Ok(None);
+        }
+        loop {
+            let sent = match bufs {
+                [single] => self.transport.write(single),
+                several => self.transport.write_vectored(several),
+            };
+            match sent {
+                Ok(n) => {
+                    let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
+                    if n < offered {
+                        self.readiness = self.readiness.without(Readiness::WRITABLE);
+                    }
+                    return Ok(Some(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness = self.readiness.without(Readiness::WRITABLE);
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.readiness = self.readiness | Readiness::BROKEN;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Makes the next read ask the kernel, announced or not.
+    pub fn recheck(&mut self) {
+        self.readiness = self.readiness | Readiness::READABLE;
+    }
+
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+}
+
+/// Who is at the other end, in 20 bytes: a slot keeps it for as long as its connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    V4(Ipv4Addr, u16),
+    V6(Ipv6Addr, u16),
+    /// A unix socket, whose clients have no address.
+    Local,
+}
+
+impl Peer {
+    /// The address, without an IPv6 scope.
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Peer::V4(ip, port) => Some(SocketAddr::from((ip, port))),
+            Peer::V6(ip, port) => Some(SocketAddr::from((ip, port))),
+            Peer::Local => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        match address {
+            SocketAddr::V4(v4) => Peer::V4(*v4.ip(), v4.port()),
+            SocketAddr::V6(v6) => Peer::V6(*v6.ip(), v6.port()),
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.address() {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Peer>() == 20, "a peer is paid for by every idle connection");

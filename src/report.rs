@@ -1,0 +1,141 @@
+//! The report of a shutdown: what is said of it at its end, as one JSON object.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::drain::Phase;
+use crate::http::watch::{LostRequest, RequestInfo};
+use crate::ledger::{ConnectionOutcome, Counts, RejectedCode, RequestOutcome};
+
+/// What became of a server's connections and requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// What began the shutdown: a signal's name, or `shutdown()`.
+    pub reason: String,
+    /// How long each phase took, in the order in which they came.
+    pub phases: Vec<(Phase, Duration)>,
+    /// The whole budget, and what was left of it.
+    pub budget: Duration,
+    pub budget_left: Duration,
+    /// When the shutdown began.
+    pub active_connections_at_shutdown: u64,
+    /// The books at the end.
+    pub counts: Counts,
+    /// Requests refused and cut since the shutdown began.
+    pub refused: u64,
+    pub cut: u64,
+    /// The refused and cut requests by name, and how many more there were.
+    pub lost: Vec<LostLine>,
+    pub lost_unnamed: u64,
+    /// The status the process should end with.
+    pub exit_status: u8,
+}
+
+/// One request that was refused or cut.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LostLine {
+    pub outcome: &'static str,
+    pub method: String,
+    pub path: String,
+    pub peer: String,
+    pub route: String,
+    pub age_seconds: f64,
+    pub waited_for: &'static str,
+}
+
+impl LostLine {
+    /// What is told of a request that the server ended.
+    pub fn new(request: &LostRequest, now: Instant) -> LostLine {
+        // Its age when it ended, not when the report is written.
+        let until = request.at.min(now);
+        LostLine::unfinished(request.info.clone(), request.outcome, request.waited_for, until)
+    }
+
+    /// What is told of a request that still runs.
+    pub fn unfinished(
+        info: RequestInfo,
+        outcome: RequestOutcome,
+        waited_for: &'static str,
+        now: Instant,
+    ) -> LostLine {
+        let age = info.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        LostLine {
+            outcome: outcome.name(),
+            method: info.method,
+            path: info.path,
+            peer: info.peer,
+            route: info.route,
+            age_seconds: (age.as_secs_f64() * 1000.0).round() / 1000.0,
+            waited_for,
+        }
+    }
+}
+
+impl Report {
+    /// 0: drained. 3: the shutdown refused or cut a request. 128+n: ended by a signal.
+    pub fn exit_status(&self) -> u8 {
+        self.exit_status
+    }
+
+    /// How long the shutdown took.
+    pub fn duration(&self) -> Duration {
+        self.phases.iter().map(|(_, duration)| *duration).sum()
+    }
+
+    /// The report as one line of JSON.
+    pub fn to_json(&self) -> String {
+        let counts = &self.counts;
+        let phases: serde_json::Map<String, serde_json::Value> = self
+            .phases
+            .iter()
+            .map(|(phase, duration)| (phase.name().to_owned(), seconds(*duration)))
+            .collect();
+        let finished: serde_json::Map<String, serde_json::Value> = RequestOutcome::ALL
+            .iter()
+            .map(|outcome| (outcome.name().to_owned(), counts.finished_as(*outcome).into()))
+            .collect();
+        let closed: serde_json::Map<String, serde_json::Value> = ConnectionOutcome::ALL
+            .iter()
+            .map(|outcome| (outcome.name().to_owned(), counts.closed_as(*outcome).into()))
+            .collect();
+        let rejected: serde_json::Map<String, serde_json::Value> = RejectedCode::ALL
+            .iter()
+            .map(|code| (code.status().to_string(), counts.rejected[*code as usize].into()))
+            .collect();
+        serde_json::json!({
+            "reason": self.reason,
+            "duration_seconds": seconds(self.duration()),
+            "phases_seconds": phases,
+            "budget_seconds": seconds(self.budget),
+            "budget_left_seconds": seconds(self.budget_left),
+            "active_connections_at_shutdown": self.active_connections_at_shutdown,
+            "refused_in_shutdown": self.refused,
+            "cut_in_shutdown": self.cut,
+            "requests": {
+                "begun": counts.begun,
+                "in_flight": counts.in_flight,
+                "finished": finished,
+                "rejected": rejected,
+            },
+            "connections": {
+                "opened": counts.opened,
+                "open": counts.open(),
+                "closed": closed,
+            },
+            "late_bytes": counts.late_bytes,
+            "lost": self.lost,
+            "lost_unnamed": self.lost_unnamed,
+            "exit_status": self.exit_status,
+        })
+        .to_string()
+    }
+}
+
+/// Seconds to the microsecond: more digits would be noise.
+fn seconds(duration: Duration) -> serde_json::Value {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    #[allow(clippy::cast_precision_loss, reason = "exact up to 285 years")]
+    let seconds = micros as f64 / 1e6;
+    seconds.into()
+}

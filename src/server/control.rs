@@ -1,0 +1,410 @@
+//! Control: the calling thread's reactor, with the signals, the admin listener and the clock of the
+//! shutdown. It feeds facts to [`Drain`] and passes its orders on.
+//!
+//! It reads the workers' books and never waits for a worker: one that is stuck in a handler cannot
+//! hold the exit. With `workers = 0` the public endpoint lives here as well.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::endpoint::{Command, Endpoint, grace};
+use super::handle::GracefulShutdown;
+use super::narrate;
+use super::worker::Pulse;
+use crate::app::status::{ShutdownFacts, Status};
+use crate::drain::{Drain, Input, Order, Phase, Signal};
+use crate::http::watch::Watch;
+use crate::ledger::{Counts, Ledger, RequestOutcome};
+use crate::reactor::mailbox::Mailbox;
+use crate::reactor::slots::Token;
+use crate::reactor::socket::Readiness;
+use crate::reactor::turn::{Host, Key, earliest};
+use crate::report::{LostLine, Report};
+use crate::signals::{Caught, Signals};
+
+/// What control is told.
+#[derive(Debug)]
+pub enum ControlMail {
+    /// Begin the shutdown, unless it has begun.
+    Begin,
+    Signal(Signal),
+    /// A worker's listeners are retired and its connections gone; its pulse says so as well.
+    Quiet,
+    /// Much memory was freed.
+    Trim,
+}
+
+/// What control knows of a worker.
+pub struct WorkerView {
+    /// `None` for the endpoint on control's own thread.
+    pub mailbox: Option<Mailbox<Command>>,
+    pub ledger: Arc<Ledger>,
+    pub watch: Arc<Watch>,
+    pub pulse: Arc<Pulse>,
+    /// Whether it was reported as blocked in its current turn.
+    pub complained: bool,
+}
+
+/// See the module's essay.
+pub struct Control {
+    pub drain: Drain,
+    pub mailbox: Mailbox<ControlMail>,
+    pub signals: Option<Signals>,
+    pub admin: Option<Endpoint>,
+    /// `Some` with `workers = 0`.
+    pub public: Option<Endpoint>,
+    pub workers: Vec<WorkerView>,
+    pub status: Arc<Status>,
+    pub handle: GracefulShutdown,
+    /// When each phase after the first began.
+    pub phases: Vec<(Phase, Instant)>,
+    pub reason: String,
+    /// The books when the shutdown began.
+    pub at_shutdown: Counts,
+    /// When control looks around next.
+    pub next_tick: Instant,
+    /// When memory was last given back.
+    pub trimmed: Option<Instant>,
+    pub said_quiet: bool,
+    /// The status to end with; `Some` ends the loop.
+    pub verdict: Option<Verdict>,
+}
+
+/// How the shutdown ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// In its own time.
+    Stopped,
+    /// At once, with this status.
+    Quit(u8),
+}
+
+impl Control {
+    /// Takes a fact in and obeys what follows from it.
+    fn feed(&mut self, now: Instant, input: Input) {
+        let before = self.drain.phase();
+        let orders = self.drain.handle(now, input);
+        self.enter_phase(before, now);
+        for order in orders {
+            self.obey(order, now);
+        }
+    }
+
+    fn enter_phase(&mut self, before: Phase, now: Instant) {
+        let phase = self.drain.phase();
+        if phase == before {
+            return;
+        }
+        if before == Phase::Running {
+            self.at_shutdown = self.status.counts();
+            narrate::initiated(&self.reason, self.at_shutdown.open(), self.at_shutdown.in_flight);
+            self.next_tick = now + TICK_INTERVAL;
+            self.handle.set_begun();
+        }
+        self.status.set_phase(phase);
+        self.phases.push((phase, now));
+        self.publish(now);
+        if phase != Phase::Stopped {
+            let left = self.drain.deadline().map(|at| at.saturating_duration_since(now));
+            narrate::phase(phase, left);
+        }
+    }
+
+    /// Updates the numbers that the metrics tell of the shutdown.
+    fn publish(&self, now: Instant) {
+        let Some(begun) = self.drain.begun() else { return };
+        let counts = self.status.counts();
+        let forced = self.lost_since_begin(&counts, RequestOutcome::Cut)
+            + self.lost_since_begin(&counts, RequestOutcome::Refused);
+        self.status.set_shutdown(ShutdownFacts {
+            duration: now.saturating_duration_since(begun),
+            active_connections: self.at_shutdown.open(),
+            forced: u64::from(forced > 0),
+        });
+    }
+
+    fn lost_since_begin(&self, counts: &Counts, outcome: RequestOutcome) -> u64 {
+        counts.finished_as(outcome).saturating_sub(self.at_shutdown.finished_as(outcome))
+    }
+
+    fn obey(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Announce => self.command(Command::Announce, now),
+            Order::Drain { idle } => {
+                let grace = grace(self.drain.policy(), idle);
+                self.command(Command::Drain(grace), now);
+            }
+            Order::Cancel => self.command(Command::Cancel, now),
+            Order::Refuse => self.command(Command::Refuse, now),
+            Order::Cut => self.command(Command::Cut, now),
+            Order::CleanUp => self.feed(now, Input::CleanedUp),
+            Order::Stop => self.verdict = Some(Verdict::Stopped),
+            Order::Quit(status) => self.verdict = Some(Verdict::Quit(status)),
+        }
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        for worker in &self.workers {
+            if let Some(mailbox) = &worker.mailbox {
+                mailbox.post(command);
+            }
+        }
+        if let Some(public) = &mut self.public {
+            public.obey(command, now);
+        }
+    }
+
+    fn take_signal(&mut self, caught: Caught, now: Instant) {
+        let signal = match caught {
+            Caught::Terminate => Signal::Terminate,
+            Caught::Interrupt => Signal::Interrupt,
+            Caught::HangUp => Signal::HangUp,
+            Caught::Quit => Signal::Quit,
+            Caught::User1 => {
+                narrate::snapshot(self.drain.phase(), &self.status.counts(), &self.workers, now);
+                return;
+            }
+        };
+        self.signal(signal, now);
+    }
+
+    fn signal(&mut self, signal: Signal, now: Instant) {
+        if self.drain.phase() == Phase::Running {
+            signal.name().clone_into(&mut self.reason);
+        } else {
+            narrate::further_signal(signal, self.drain.phase());
+        }
+        self.feed(now, Input::Signal(signal));
+    }
+
+    /// Whether every worker has said that nothing is left.
+    fn is_quiet(&self) -> bool {
+        self.workers.iter().all(|worker| worker.pulse.quiet.load(Ordering::Acquire))
+    }
+
+    /// Once a second: looks for stuck workers, tells what a shutdown waits for.
+    fn tick(&mut self, now: Instant) {
+        self.next_tick = now + TICK_INTERVAL;
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            let age = worker.pulse.turn_age(now).filter(|age| *age > BLOCKED_AFTER);
+            match age {
+                Some(age) if !worker.complained => {
+                    worker.complained = true;
+                    narrate::worker_blocked(index, age, worker.watch.running());
+                }
+                Some(_) => {}
+                None => worker.complained = false,
+            }
+        }
+        let Some(begun) = self.drain.begun() else { return };
+        self.publish(now);
+        if self.drain.is_overtime() {
+            // Nobody knows how long this goes on: say it less often.
+            self.next_tick = now + OVERTIME_INTERVAL;
+        }
+        let left = self.drain.end().map(|end| end.saturating_duration_since(now));
+        let age = now.saturating_duration_since(begun);
+        narrate::progress(self.drain.phase(), age, left, &self.status.counts(), &self.workers, now);
+    }
+
+    /// Gives memory back on a thread of its own: it takes milliseconds and locks the heaps.
+    fn trim(&mut self, now: Instant) {
+        if self.trimmed.is_some_and(|at| now < at + TRIM_INTERVAL) {
+            return;
+        }
+        self.trimmed = Some(now);
+        let spawned = std::thread::Builder::new()
+            .name("ebbtide-trim".to_owned())
+            .spawn(crate::os::trim_memory);
+        if let Err(error) = spawned {
+            log::debug!(event_type = "trim_failed"; "cannot give memory back: {error}");
+        }
+    }
+
+    /// The report, once there is a verdict.
+    pub fn report(&self, now: Instant) -> Report {
+        let verdict = self.verdict.unwrap_or(Verdict::Stopped);
+        let mut counts = self.status.counts();
+        let mut lost = Vec::new();
+        let mut lost_unnamed = 0;
+        for worker in &self.workers {
+            let (named, more) = worker.watch.take_lost();
+            lost_unnamed += more;
+            lost.extend(named.into_iter().map(|request| LostLine::new(&request, now)));
+            if verdict == Verdict::Stopped {
+                lost_unnamed += settle_stuck(worker, &mut counts, &mut lost, now);
+            }
+        }
+        let refused = self.lost_since_begin(&counts, RequestOutcome::Refused);
+        let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
+        let exit_status = match verdict {
+            Verdict::Quit(status) => status,
+            Verdict::Stopped if refused + cut > 0 => EXIT_LOST,
+            Verdict::Stopped => 0,
+        };
+        let ends = self.phases.iter().skip(1).map(|(_, at)| *at).chain([now]);
+        let phases = self.phases.iter().zip(ends);
+        Report {
+            reason: self.reason.clone(),
+            phases: phases
+                .filter(|((phase, _), _)| *phase != Phase::Stopped)
+                .map(|((phase, began), end)| (*phase, end.saturating_duration_since(*began)))
+                .collect(),
+            budget: self.drain.policy().timeout,
+            budget_left: self
+                .drain
+                .end()
+                .map_or(Duration::ZERO, |end| end.saturating_duration_since(now)),
+            active_connections_at_shutdown: self.at_shutdown.open(),
+            counts,
+            refused,
+            cut,
+            lost,
+            lost_unnamed,
+            exit_status,
+        }
+    }
+}
+
+/// A worker that is stuck in a handler can not close its books: what it has in flight is cut by
+/// the end of the process. Returns how many of those requests nobody can name.
+fn settle_stuck(
+    worker: &WorkerView,
+    counts: &mut Counts,
+    lost: &mut Vec<LostLine>,
+    now: Instant,
+) -> u64 {
+    let in_flight = worker.ledger.in_flight();
+    if worker.pulse.quiet.load(Ordering::Acquire) || in_flight == 0 {
+        return 0;
+    }
+    counts.in_flight -= in_flight.min(counts.in_flight);
+    counts.finished[RequestOutcome::Cut as usize] += in_flight;
+    let running = worker.watch.running().map(|info| (info, "its handler, which holds the worker"));
+    let waiting = worker.watch.waiting().into_iter().map(|info| (info, "its handler"));
+    let before = lost.len();
+    lost.extend(running.into_iter().chain(waiting).map(|(info, waited_for)| {
+        LostLine::unfinished(info, RequestOutcome::Cut, waited_for, now)
+    }));
+    in_flight.saturating_sub((lost.len() - before) as u64)
+}
+
+impl Host for Control {
+    fn is_busy(&self) -> bool {
+        self.verdict.is_some() || self.endpoints().any(Endpoint::is_busy)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let endpoints = self.endpoints().filter_map(Endpoint::deadline).min();
+        earliest(earliest(Some(self.next_tick), self.drain.deadline()), endpoints)
+    }
+
+    fn ready(&mut self, key: Key, readiness: Readiness) {
+        // The signal pipe is looked at in every turn.
+        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
+            if endpoint.owns(key) {
+                endpoint.ready(key, readiness);
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
+            endpoint.expire(now);
+        }
+        self.feed(now, Input::Expired);
+        if now >= self.next_tick {
+            self.tick(now);
+        }
+    }
+
+    fn has_mail(&self) -> bool {
+        !self.mailbox.is_empty()
+    }
+
+    fn take_mail(&mut self, now: Instant) {
+        let caught = self.signals.as_mut().map(Signals::pending).unwrap_or_default();
+        for caught in caught {
+            self.take_signal(caught, now);
+        }
+        while let Some(mail) = self.mailbox.take() {
+            match mail {
+                ControlMail::Begin if self.drain.phase() == Phase::Running => {
+                    "shutdown()".clone_into(&mut self.reason);
+                    self.feed(now, Input::Signal(Signal::Terminate));
+                }
+                ControlMail::Begin => {}
+                ControlMail::Signal(signal) => self.signal(signal, now),
+                ControlMail::Quiet => {
+                    if self.is_quiet() {
+                        self.feed(now, Input::Quiet);
+                    }
+                }
+                ControlMail::Trim => self.trim(now),
+            }
+        }
+    }
+
+    fn woken(&mut self, key: Key) {
+        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
+            if endpoint.owns(key) {
+                endpoint.woken(key);
+            }
+        }
+    }
+
+    fn work(&mut self, now: Instant) {
+        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
+            endpoint.work(now);
+        }
+    }
+
+    fn finish(&mut self, now: Instant, worked: Duration) {
+        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
+            endpoint.finish(now, worked);
+        }
+        let Some(public) = &mut self.public else { return };
+        if public.take_trim() {
+            self.trim(now);
+        }
+        if !self.said_quiet && self.public.as_ref().is_some_and(Endpoint::is_quiet) {
+            self.said_quiet = true;
+            for worker in &self.workers {
+                worker.pulse.quiet.store(true, Ordering::Release);
+            }
+            self.feed(now, Input::Quiet);
+        }
+    }
+}
+
+impl Control {
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.admin.iter().chain(&self.public)
+    }
+}
+
+/// The key of the signal pipe.
+pub fn signals_key() -> Key {
+    Key::new(SIGNALS_SPACE, Token::from_bits(0))
+}
+
+/// The key space of the admin endpoint's connections. Its listeners have the next one.
+pub const ADMIN_SPACE: u8 = 3;
+
+const SIGNALS_SPACE: u8 = 5;
+
+/// The exit status when the shutdown refused or cut a request.
+pub const EXIT_LOST: u8 = 3;
+
+/// How often control looks around.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a shutdown without an end is mentioned.
+const OVERTIME_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A worker's turn that lasts longer is worth a warning.
+const BLOCKED_AFTER: Duration = Duration::from_secs(1);
+
+/// Memory is given back at most this often.
+const TRIM_INTERVAL: Duration = Duration::from_secs(5);

@@ -1,0 +1,43 @@
+//! Why a server could not start: the operator's business.
+
+use std::fmt;
+use std::io;
+
+use super::address::Address;
+
+/// Why a server could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// An address could not be listened on.
+    Listen { address: Address, source: io::Error },
+    /// The system would not give what a server needs: descriptors, threads, signal handlers.
+    System { what: &'static str, source: io::Error },
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                write!(f, "cannot listen on {address}: the address is in use by another server")
+            }
+            StartError::Listen { address, source } => {
+                write!(f, "cannot listen on {address}: {source}")
+            }
+            StartError::System { what, source } => write!(f, "cannot {what}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Listen { source, .. } | StartError::System { source, .. } => Some(source),
+        }
+    }
+}
+
+impl From<io::Error> for StartError {
+    fn from(source: io::Error) -> StartError {
+        StartError::System { what: "start", source }
+    }
+}

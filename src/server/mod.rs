@@ -1,0 +1,328 @@
+//! The server: workers, listeners and control put together. The only module that sees everything.
+
+mod address;
+mod control;
+mod endpoint;
+mod error;
+mod handle;
+mod listener;
+mod narrate;
+mod options;
+mod site;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::time::Duration;
+
+pub use self::address::{Address, AddressError};
+use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
+use self::endpoint::{Capacity, Command, Endpoint};
+pub use self::error::StartError;
+pub use self::handle::GracefulShutdown;
+use self::listener::{Bound, PortUse};
+pub use self::options::{HealthOn, Options, Workers};
+use self::site::SiteSetup;
+use self::worker::{PUBLIC_SPACE, Pulse, WorkerSetup};
+use crate::app::admin;
+use crate::app::router::Router;
+use crate::app::status::Status;
+use crate::drain::Drain;
+use crate::http::site::AccessLog;
+use crate::ledger::{Counts, Ledger};
+use crate::metrics::Metrics;
+use crate::reactor::blocking::Pool;
+use crate::reactor::mailbox::Mailbox;
+use crate::reactor::turn::Reactor;
+use crate::report::Report;
+use crate::signals::Signals;
+
+/// A server that holds its addresses and does not serve yet.
+pub struct Server {
+    options: Options,
+    /// One set of sockets per worker.
+    bound: Vec<Vec<Bound>>,
+    admin_bound: Vec<Bound>,
+    reactor: Reactor,
+    mailbox: Mailbox<ControlMail>,
+    signals: Option<Signals>,
+    views: Vec<(SiteSetup, Arc<Pulse>)>,
+    status: Arc<Status>,
+    handle: GracefulShutdown,
+    connections_max: usize,
+}
+
+impl Server {
+    /// Binds the addresses. Clients are refused until [`run`](Server::run).
+    ///
+    /// # Errors
+    /// [`StartError::Listen`] names the address that is in use or not ours; [`StartError::System`]
+    /// what else is missing.
+    pub fn bind(options: Options, router: Router) -> Result<Server, StartError> {
+        let reactor = Reactor::new()
+            .map_err(|source| StartError::System { what: "open an epoll instance", source })?;
+        let mailbox = Mailbox::new(Arc::clone(reactor.remote()));
+        let port_use = if options.reuse_port { PortUse::Shared } else { PortUse::Alone };
+        let workers = options.workers.count();
+        let bound = Bound::all(&options.listen, workers.max(1), port_use)?;
+        let admin: Vec<Address> = options.admin_listen.iter().cloned().collect();
+        let admin_bound = Bound::all(&admin, 1, PortUse::Alone)?.pop().unwrap_or_default();
+
+        let metrics = Metrics::new();
+        let ledgers: Vec<Arc<Ledger>> = (0..workers.max(1)).map(|_| Arc::default()).collect();
+        let dropped = options.log_lines_dropped.clone().unwrap_or_default();
+        let status = Arc::new(Status::new(ledgers.clone(), metrics.clone(), dropped));
+        let router = match options.health_on {
+            HealthOn::Public => admin::with_health(router, &status),
+            HealthOn::AdminOnly => router,
+        };
+        let prefix = id_prefix();
+        let views = (0u64..).zip(ledgers).map(|(index, ledger)| {
+            let site = SiteSetup {
+                limits: options.limits.clone(),
+                router: router.clone(),
+                ledger,
+                watch: Arc::default(),
+                metrics: metrics.clone(),
+                access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
+                id_prefix: prefix.wrapping_add(index),
+            };
+            (site, Pulse::new(reactor.now()))
+        });
+        Ok(Server {
+            handle: GracefulShutdown::new(mailbox.clone(), Arc::clone(&status)),
+            views: views.collect(),
+            connections_max: options.connections_max(),
+            signals: None,
+            options,
+            bound,
+            admin_bound,
+            reactor,
+            mailbox,
+            status,
+        })
+    }
+
+    /// Shuts down on the process's signals (see the README's table). Without, only the handle does.
+    #[must_use]
+    pub fn with_signals(mut self, signals: Signals) -> Server {
+        self.signals = Some(signals);
+        self
+    }
+
+    /// The handle that watches and ends this server.
+    pub fn shutdown_handle(&self) -> GracefulShutdown {
+        self.handle.clone()
+    }
+
+    /// The addresses it is bound to, with the ports that the kernel chose.
+    pub fn addresses(&self) -> Vec<Address> {
+        let first = self.bound.first().map(Vec::as_slice).unwrap_or_default();
+        first.iter().map(|bound| bound.address().clone()).collect()
+    }
+
+    /// The admin listener's address.
+    pub fn admin_address(&self) -> Option<Address> {
+        self.admin_bound.first().map(|bound| bound.address().clone())
+    }
+
+    /// Serves until the shutdown is over, with control on the calling thread.
+    ///
+    /// # Errors
+    /// [`StartError`] when a listener or a thread cannot start; the others are stopped again.
+    ///
+    /// # Panics
+    /// When the calling thread runs a reactor already: in a handler.
+    pub fn run(mut self) -> Result<Report, StartError> {
+        let blocking = Pool::new(self.options.blocking_threads);
+        let capacity = Capacity::new(self.connections_max);
+        let listen = join(&self.addresses());
+        let admin = self.admin_address().map_or("off".to_owned(), |address| address.to_string());
+        let workers = self.options.workers.count();
+        let entered = self.reactor.enter(blocking.clone());
+        let mut control = self.control()?;
+        let started = if workers == 0 {
+            self.start_here(&mut control, &capacity)
+        } else {
+            self.start_workers(&mut control, &capacity, &blocking)
+        };
+        if let Err(error) = started {
+            leave(&control);
+            return Err(error);
+        }
+        self.status.set_listening();
+        narrate::started(&listen, &admin, workers, self.connections_max);
+        while control.verdict.is_none() {
+            self.reactor
+                .turn(&mut control)
+                .map_err(|source| StartError::System { what: "wait for events", source })?;
+        }
+        let report = control.report(self.reactor.now());
+        leave(&control);
+        blocking.close();
+        drop(control);
+        drop(entered);
+        self.write_report(&report);
+        narrate::report(&report);
+        self.handle.set_finished(&report);
+        Ok(report)
+    }
+
+    /// Control with its admin endpoint and the signal pipe, and no worker yet.
+    fn control(&mut self) -> Result<Control, StartError> {
+        let now = self.reactor.now();
+        let mut control = Control {
+            drain: Drain::new(self.options.shutdown.clone()),
+            mailbox: self.mailbox.clone(),
+            signals: self.signals.take(),
+            admin: None,
+            public: None,
+            workers: Vec::new(),
+            status: Arc::clone(&self.status),
+            handle: self.handle.clone(),
+            phases: Vec::new(),
+            reason: String::new(),
+            at_shutdown: Counts::default(),
+            next_tick: now + Duration::from_secs(1),
+            trimmed: None,
+            said_quiet: false,
+            verdict: None,
+        };
+        if let Some(signals) = &mut control.signals {
+            let watched = self.reactor.watch(signals.source(), signals_key());
+            watched.map_err(|source| StartError::System { what: "watch for signals", source })?;
+        }
+        let bound = std::mem::take(&mut self.admin_bound);
+        if !bound.is_empty() {
+            let site = SiteSetup {
+                limits: crate::http::Limits::default(),
+                router: admin::router(&self.status),
+                ledger: Arc::default(),
+                watch: Arc::default(),
+                metrics: Metrics::new(),
+                access_log: AccessLog::Off,
+                id_prefix: 0,
+            };
+            let capacity = Capacity::new(ADMIN_CONNECTIONS_MAX);
+            let mut admin = self.endpoint(ADMIN_SPACE, site, capacity);
+            admin.listen(bound)?;
+            control.admin = Some(admin);
+        }
+        Ok(control)
+    }
+
+    fn endpoint(&self, space: u8, site: SiteSetup, capacity: Arc<Capacity>) -> Endpoint {
+        let now = self.reactor.now();
+        let remote = Arc::clone(self.reactor.remote());
+        Endpoint::new(space, site.into_site(now), remote, self.reactor.registrar(), capacity)
+    }
+
+    /// `workers = 0`: the public endpoint on this thread.
+    fn start_here(
+        &mut self,
+        control: &mut Control,
+        capacity: &Arc<Capacity>,
+    ) -> Result<(), StartError> {
+        for ((site, pulse), bound) in
+            std::mem::take(&mut self.views).into_iter().zip(std::mem::take(&mut self.bound))
+        {
+            control.workers.push(view(&site, &pulse, None));
+            let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity));
+            public.listen(bound)?;
+            control.public = Some(public);
+        }
+        Ok(())
+    }
+
+    fn start_workers(
+        &mut self,
+        control: &mut Control,
+        capacity: &Arc<Capacity>,
+        blocking: &Pool,
+    ) -> Result<(), StartError> {
+        let mut waiting = Vec::new();
+        let views = std::mem::take(&mut self.views).into_iter();
+        for (index, ((site, pulse), bound)) in
+            views.zip(std::mem::take(&mut self.bound)).enumerate()
+        {
+            let (sender, receiver) = mpsc::channel();
+            let known = view(&site, &pulse, None);
+            let setup = WorkerSetup {
+                site,
+                bound,
+                capacity: Arc::clone(capacity),
+                control: self.mailbox.clone(),
+                pulse,
+                blocking: blocking.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("ebbtide-worker-{index}"))
+                .spawn(move || worker::run(setup, &sender))
+                .map_err(|source| StartError::System { what: "start a worker thread", source })?;
+            waiting.push((known, receiver));
+        }
+        for (known, receiver) in waiting {
+            let gone = || io::Error::other("it ended at once");
+            let mailbox = receiver.recv().unwrap_or_else(|_| {
+                Err(StartError::System { what: "start a worker thread", source: gone() })
+            })?;
+            control.workers.push(WorkerView { mailbox: Some(mailbox), ..known });
+        }
+        Ok(())
+    }
+
+    fn write_report(&self, report: &Report) {
+        let Some(path) = &self.options.report_path else { return };
+        if let Err(error) = std::fs::write(path, report.to_json() + "\n") {
+            log::error!(
+                event_type = "report_not_written", path:% = path.display();
+                "cannot write the shutdown report: {error}"
+            );
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
+    }
+}
+
+fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<Command>>) -> WorkerView {
+    WorkerView {
+        mailbox,
+        ledger: Arc::clone(&site.ledger),
+        watch: Arc::clone(&site.watch),
+        pulse: Arc::clone(pulse),
+        complained: false,
+    }
+}
+
+/// Ends the workers' threads. They are not waited for: one may be stuck.
+fn leave(control: &Control) {
+    for worker in &control.workers {
+        if let Some(mailbox) = &worker.mailbox {
+            mailbox.post(Command::Leave);
+        }
+    }
+}
+
+fn join(addresses: &[Address]) -> String {
+    addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Differs between processes and between servers of one process.
+fn id_prefix() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    // The standard library's hasher is seeded from the system's randomness.
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u64(SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+/// Connections that the admin listener takes.
+const ADMIN_CONNECTIONS_MAX: usize = 256;

@@ -1,0 +1,140 @@
+//! What control says in the log. One function per event, so that names and fields have one home.
+
+use std::time::{Duration, Instant};
+
+use super::control::WorkerView;
+use crate::drain::{Phase, Signal};
+use crate::http::watch::RequestInfo;
+use crate::ledger::{ConnectionState, Counts};
+use crate::report::Report;
+
+pub fn started(listen: &str, admin: &str, workers: usize, connections_max: usize) {
+    log::info!(
+        event_type = "server_started",
+        listen = listen,
+        admin_listen = admin,
+        workers = workers,
+        max_connections = connections_max,
+        version = env!("CARGO_PKG_VERSION");
+        "Listening on {listen}"
+    );
+}
+
+pub fn initiated(reason: &str, connections: u64, requests: u64) {
+    log::info!(
+        event_type = "shutdown_initiated",
+        reason = reason,
+        connections = connections,
+        requests_in_flight = requests;
+        "Received {reason}, initiating graceful shutdown..."
+    );
+}
+
+pub fn phase(phase: Phase, left: Option<Duration>) {
+    log::info!(
+        event_type = "shutdown_phase",
+        phase = phase.name(),
+        ends_in_seconds = left.map(seconds);
+        "Shutdown phase: {}", phase.name()
+    );
+}
+
+pub fn further_signal(signal: Signal, phase: Phase) {
+    log::warn!(
+        event_type = "shutdown_signal",
+        signal = signal.name(),
+        phase = phase.name();
+        "Received {} during shutdown", signal.name()
+    );
+}
+
+pub fn progress(
+    phase: Phase,
+    age: Duration,
+    left: Option<Duration>,
+    counts: &Counts,
+    workers: &[WorkerView],
+    now: Instant,
+) {
+    let oldest = oldest(workers, 1).into_iter().next();
+    log::info!(
+        event_type = "shutdown_progress",
+        phase = phase.name(),
+        elapsed_seconds = seconds(age),
+        left_seconds = left.map(seconds),
+        connections = counts.open(),
+        requests_in_flight = counts.in_flight,
+        oldest = oldest.as_ref().map(|info| describe(info, now));
+        "Shutting down: {} requests in flight, {} connections open",
+        counts.in_flight, counts.open()
+    );
+}
+
+pub fn worker_blocked(worker: usize, age: Duration, running: Option<RequestInfo>) {
+    let info = running.unwrap_or_default();
+    log::warn!(
+        event_type = "worker_blocked",
+        worker = worker,
+        seconds = seconds(age),
+        method = info.method,
+        path = info.path,
+        route = info.route;
+        "Worker {worker} has been blocked for {:.1} s", age.as_secs_f64()
+    );
+}
+
+/// The answer to SIGUSR1.
+pub fn snapshot(phase: Phase, counts: &Counts, workers: &[WorkerView], now: Instant) {
+    let states = ConnectionState::ALL
+        .map(|state| format!("{}={}", state.name(), counts.in_state(state)))
+        .join(" ");
+    let requests: Vec<String> =
+        oldest(workers, SNAPSHOT_REQUESTS_MAX).iter().map(|info| describe(info, now)).collect();
+    log::info!(
+        event_type = "snapshot",
+        phase = phase.name(),
+        connections = counts.open(),
+        connection_states = states,
+        requests_begun = counts.begun,
+        requests_in_flight = counts.in_flight,
+        oldest_requests = requests.join("; ");
+        "Snapshot: {} connections, {} requests in flight", counts.open(), counts.in_flight
+    );
+}
+
+/// The last line of a shutdown.
+pub fn report(report: &Report) {
+    let json = crate::logging::json(report.to_json());
+    log::info!(
+        event_type = "shutdown_report",
+        exit_status = report.exit_status,
+        "json:report" = json;
+        "Shutdown complete in {:.3} s: {} answered, {} refused, {} cut, {} abandoned",
+        report.duration().as_secs_f64(),
+        report.counts.finished[0], report.refused, report.cut, report.counts.finished[3]
+    );
+}
+
+/// The requests that wait longest, of all workers.
+fn oldest(workers: &[WorkerView], count: usize) -> Vec<RequestInfo> {
+    let mut all: Vec<RequestInfo> = workers
+        .iter()
+        .flat_map(|worker| worker.watch.running().into_iter().chain(worker.watch.waiting()))
+        .collect();
+    all.sort_by_key(|info| info.begun);
+    all.truncate(count);
+    all
+}
+
+fn describe(info: &RequestInfo, now: Instant) -> String {
+    let age = info.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+    format!("{} {} from {} for {:.1} s", info.method, info.path, info.peer, age.as_secs_f64())
+}
+
+/// To the millisecond.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// Requests that a snapshot names.
+const SNAPSHOT_REQUESTS_MAX: usize = 10;

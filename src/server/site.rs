@@ -1,0 +1,42 @@
+//! What a worker's [`Site`] is made of, on its way to the worker's thread.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::app::Router;
+use crate::http::limits::Limits;
+use crate::http::site::{AccessLog, Mode, RequestIds, Site, builder};
+use crate::http::watch::Watch;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+
+/// A site's parts. Unlike the site, it can be sent to another thread.
+#[derive(Clone)]
+pub struct SiteSetup {
+    pub limits: Limits,
+    pub router: Router,
+    pub ledger: Arc<Ledger>,
+    pub watch: Arc<Watch>,
+    pub metrics: Metrics,
+    pub access_log: AccessLog,
+    pub id_prefix: u64,
+}
+
+impl SiteSetup {
+    pub fn into_site(self, now: Instant) -> Site {
+        Site {
+            builder: builder(&self.limits),
+            app: self.router.into_app(),
+            ledger: self.ledger,
+            watch: self.watch,
+            metrics: RefCell::new(self.metrics.worker()),
+            access_log: self.access_log,
+            ids: RequestIds::new(self.id_prefix),
+            epoch: now,
+            mode: Cell::new(Mode::Serving),
+            now: Cell::new(now),
+            limits: self.limits,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A worker: a thread with a reactor that serves clients.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use super::control::ControlMail;
+use super::endpoint::{Capacity, Command, Endpoint};
+use super::error::StartError;
+use super::listener::Bound;
+use super::site::SiteSetup;
+use crate::reactor::blocking::Pool;
+use crate::reactor::mailbox::Mailbox;
+use crate::reactor::socket::Readiness;
+use crate::reactor::turn::{Host, Key, Reactor};
+
+/// What a worker is made of, on its way to its thread.
+pub struct WorkerSetup {
+    pub site: SiteSetup,
+    pub bound: Vec<Bound>,
+    pub capacity: Arc<Capacity>,
+    pub control: Mailbox<ControlMail>,
+    pub pulse: Arc<Pulse>,
+    pub blocking: Pool,
+}
+
+/// Signs of life that a worker leaves for control.
+#[derive(Debug)]
+pub struct Pulse {
+    epoch: Instant,
+    /// Microseconds since `epoch` at which the current turn began, plus one; 0 while it waits.
+    turn_began: AtomicU64,
+    /// Set once the worker's listeners are retired and its connections gone.
+    pub quiet: AtomicBool,
+}
+
+impl Pulse {
+    pub fn new(epoch: Instant) -> Arc<Pulse> {
+        Arc::new(Pulse { epoch, turn_began: AtomicU64::new(0), quiet: AtomicBool::new(false) })
+    }
+
+    pub fn begin_turn(&self, now: Instant) {
+        let micros = now.saturating_duration_since(self.epoch).as_micros();
+        let mark = u64::try_from(micros).unwrap_or(u64::MAX - 1) + 1;
+        self.turn_began.store(mark, Ordering::Relaxed);
+    }
+
+    pub fn end_turn(&self) {
+        self.turn_began.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the turn in progress has been running.
+    pub fn turn_age(&self, now: Instant) -> Option<Duration> {
+        match self.turn_began.load(Ordering::Relaxed) {
+            0 => None,
+            mark => {
+                let began = self.epoch + Duration::from_micros(mark - 1);
+                Some(now.saturating_duration_since(began))
+            }
+        }
+    }
+}
+
+/// Runs a worker until it is told to leave. Says through `started` whether it could start.
+pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<Command>, StartError>>) {
+    let control = setup.control.clone();
+    let (mut reactor, mut worker, blocking) = match Worker::start(setup) {
+        Ok(parts) => parts,
+        Err(error) => {
+            // Nobody listens any more when another worker failed first.
+            let _failed_already = started.send(Err(error));
+            return;
+        }
+    };
+    let _entered = reactor.enter(blocking);
+    if started.send(Ok(worker.mailbox.clone())).is_err() {
+        return;
+    }
+    drop(control);
+    while !worker.is_leaving {
+        if let Err(error) = reactor.turn(&mut worker) {
+            log::error!(event_type = "reactor_failed"; "a worker cannot wait for events: {error}");
+            return;
+        }
+    }
+}
+
+struct Worker {
+    endpoint: Endpoint,
+    mailbox: Mailbox<Command>,
+    control: Mailbox<ControlMail>,
+    pulse: Arc<Pulse>,
+    is_leaving: bool,
+    /// Whether control was told that nothing is left.
+    said_quiet: bool,
+}
+
+impl Worker {
+    fn start(setup: WorkerSetup) -> Result<(Reactor, Worker, Pool), StartError> {
+        let reactor = Reactor::new()
+            .map_err(|source| StartError::System { what: "open an epoll instance", source })?;
+        let remote = Arc::clone(reactor.remote());
+        let mut endpoint = Endpoint::new(
+            PUBLIC_SPACE,
+            setup.site.into_site(reactor.now()),
+            Arc::clone(&remote),
+            reactor.registrar(),
+            setup.capacity,
+        );
+        endpoint.listen(setup.bound)?;
+        let worker = Worker {
+            endpoint,
+            mailbox: Mailbox::new(remote),
+            control: setup.control,
+            pulse: setup.pulse,
+            is_leaving: false,
+            said_quiet: false,
+        };
+        Ok((reactor, worker, setup.blocking))
+    }
+}
+
+impl Host for Worker {
+    fn is_busy(&self) -> bool {
+        self.endpoint.is_busy()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.endpoint.deadline()
+    }
+
+    fn ready(&mut self, key: Key, readiness: Readiness) {
+        self.endpoint.ready(key, readiness);
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.pulse.begin_turn(now);
+        self.endpoint.expire(now);
+    }
+
+    fn has_mail(&self) -> bool {
+        !self.mailbox.is_empty()
+    }
+
+    fn take_mail(&mut self, now: Instant) {
+        while let Some(command) = self.mailbox.take() {
+            self.is_leaving |= command == Command::Leave;
+            self.endpoint.obey(command, now);
+        }
+    }
+
+    fn woken(&mut self, key: Key) {
+        self.endpoint.woken(key);
+    }
+
+    fn work(&mut self, now: Instant) {
+        self.endpoint.work(now);
+    }
+
+    fn finish(&mut self, now: Instant, worked: Duration) {
+        self.endpoint.finish(now, worked);
+        self.pulse.end_turn();
+        if self.endpoint.take_trim() {
+            self.control.post(ControlMail::Trim);
+        }
+        if !self.said_quiet && self.endpoint.is_quiet() {
+            self.said_quiet = true;
+            self.pulse.quiet.store(true, Ordering::Release);
+            self.control.post(ControlMail::Quiet);
+        }
+    }
+}
+
+/// The key space of a server's public connections. Its listeners have the next one.
+pub const PUBLIC_SPACE: u8 = 1;

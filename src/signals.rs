@@ -1,0 +1,64 @@
+//! Signals as a source of events.
+//!
+//! `signal-hook-mio` writes each signal into a pipe that the control reactor reads: no code of ours
+//! runs in signal context. Nothing is installed until [`setup_signal_handlers`] is called; the
+//! library never does so by itself.
+
+use std::{fmt, io};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook_mio::v1_0::Signals as Pipe;
+
+/// The signals of this process, from now on.
+pub struct Signals {
+    pipe: Pipe,
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signals")
+    }
+}
+
+/// One signal that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caught {
+    Terminate,
+    Interrupt,
+    HangUp,
+    Quit,
+    /// SIGUSR1: a snapshot is wanted.
+    User1,
+}
+
+/// Catches SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 for this process.
+///
+/// Call it early: until then the kernel's default holds, which ends the process, or, for PID 1 of a
+/// container, ignores the signal (`pid_namespaces(7)`).
+///
+/// # Errors
+/// When the pipe or a handler cannot be installed.
+pub fn setup_signal_handlers() -> io::Result<Signals> {
+    Ok(Signals { pipe: Pipe::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1])? })
+}
+
+impl Signals {
+    /// What has come since the last call, in no particular order; the same signal counts once.
+    pub fn pending(&mut self) -> Vec<Caught> {
+        self.pipe
+            .pending()
+            .filter_map(|number| match number {
+                SIGTERM => Some(Caught::Terminate),
+                SIGINT => Some(Caught::Interrupt),
+                SIGHUP => Some(Caught::HangUp),
+                SIGQUIT => Some(Caught::Quit),
+                SIGUSR1 => Some(Caught::User1),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub(crate) fn source(&mut self) -> &mut Pipe {
+        &mut self.pipe
+    }
+}
