@@ -64,8 +64,8 @@ pub struct Control {
     pub at_shutdown: Counts,
     /// When control looks around next.
     pub next_tick: Instant,
-    /// When memory was last given back.
-    pub trimmed: Option<Instant>,
+    /// When a worker last said that it freed much memory; `None` once it was given back.
+    pub trim_wanted: Option<Instant>,
     pub said_quiet: bool,
     /// The status to end with; `Some` ends the loop.
     pub verdict: Option<Verdict>,
@@ -186,6 +186,7 @@ impl Control {
     /// Once a second: looks for stuck workers, tells what a shutdown waits for.
     fn tick(&mut self, now: Instant) {
         self.next_tick = now + TICK_INTERVAL;
+        self.trim(now);
         for (index, worker) in self.workers.iter_mut().enumerate() {
             let age = worker.pulse.turn_age(now).filter(|age| *age > BLOCKED_AFTER);
             match age {
@@ -208,12 +209,13 @@ impl Control {
         narrate::progress(self.drain.phase(), age, left, &self.status.counts(), &self.workers, now);
     }
 
-    /// Gives memory back on a thread of its own: it takes milliseconds and locks the heaps.
+    /// Gives memory back once the burst that freed it is over, on a thread of its own: it takes
+    /// milliseconds and locks the heaps.
     fn trim(&mut self, now: Instant) {
-        if self.trimmed.is_some_and(|at| now < at + TRIM_INTERVAL) {
-            return;
+        match self.trim_wanted {
+            Some(at) if now >= at + TRIM_QUIET => self.trim_wanted = None,
+            Some(_) | None => return,
         }
-        self.trimmed = Some(now);
         let spawned = std::thread::Builder::new()
             .name("ebbtide-trim".to_owned())
             .spawn(crate::os::trim_memory);
@@ -341,7 +343,7 @@ impl Host for Control {
                         self.feed(now, Input::Quiet);
                     }
                 }
-                ControlMail::Trim => self.trim(now),
+                ControlMail::Trim => self.trim_wanted = Some(now),
             }
         }
     }
@@ -365,8 +367,8 @@ impl Host for Control {
             endpoint.finish(now, worked);
         }
         let Some(public) = &mut self.public else { return };
-        if public.take_trim() {
-            self.trim(now);
+        if public.take_trim(now) {
+            self.trim_wanted = Some(now);
         }
         if !self.said_quiet && self.public.as_ref().is_some_and(Endpoint::is_quiet) {
             self.said_quiet = true;
@@ -406,5 +408,5 @@ const OVERTIME_INTERVAL: Duration = Duration::from_secs(5);
 /// A worker's turn that lasts longer is worth a warning.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 
-/// Memory is given back at most this often.
-const TRIM_INTERVAL: Duration = Duration::from_secs(5);
+/// How long no worker may have freed much memory before it is given back.
+const TRIM_QUIET: Duration = Duration::from_millis(1500);

@@ -44,13 +44,15 @@ pub struct Endpoint {
     flushed: Instant,
     /// Hot connections dropped since memory was last given back.
     cooled: u32,
+    /// When control was last told so.
+    trim_said: Instant,
 }
 
 /// A connection with what its endpoint knows of it.
 struct Slot {
     connection: Connection<Stream>,
-    /// When it is to run at the latest; the wheel may hold an earlier entry.
-    deadline: Option<Tick>,
+    /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier entry.
+    deadline: Tick,
     /// The state under which the ledger has it.
     booked: ConnectionState,
     /// Whether it is in the run queue.
@@ -116,6 +118,7 @@ impl Endpoint {
             loan: Loan::new(site.limits.head_bytes_max),
             flushed: site.epoch,
             cooled: 0,
+            trim_said: site.epoch,
             site: Rc::new(site),
         }
     }
@@ -180,10 +183,10 @@ impl Endpoint {
         for index in due.drain(..) {
             let Some(token) = self.slots.token_at(index) else { continue };
             let Some(slot) = self.slots.get_mut(token) else { continue };
-            match slot.deadline {
-                Some(deadline) if deadline > tick => self.wheel.file_by(index, deadline),
-                Some(_) => enqueue(&mut self.runnable, slot, token),
-                None => {}
+            if slot.deadline <= tick {
+                enqueue(&mut self.runnable, slot, token);
+            } else if slot.deadline != NEVER {
+                self.wheel.file_by(index, slot.deadline);
             }
         }
         self.due = due;
@@ -223,11 +226,13 @@ impl Endpoint {
         self.retiring == Retiring::Done && self.slots.is_empty()
     }
 
-    /// Whether so much memory was freed that it should go back to the system; asked once.
-    pub fn take_trim(&mut self) -> bool {
-        let is_due = self.cooled >= TRIM_AFTER && self.runnable.is_empty();
+    /// Whether so much memory was freed that it should go back to the system. Says so once per
+    /// burst and second.
+    pub fn take_trim(&mut self, now: Instant) -> bool {
+        let is_due = self.cooled >= TRIM_AFTER && now >= self.trim_said + TRIM_SAID_INTERVAL;
         if is_due {
             self.cooled = 0;
+            self.trim_said = now;
         }
         is_due
     }
@@ -355,7 +360,7 @@ impl Endpoint {
         let token = self.slots.insert(Slot {
             // A placeholder's place is needed before the key is known: register, then store.
             connection: Connection::pending(peer),
-            deadline: None,
+            deadline: NEVER,
             booked: ConnectionState::New,
             queued: false,
         });
@@ -391,9 +396,9 @@ impl Endpoint {
         let step = slot.connection.run(&mut means);
         match step {
             Step::Wait(at) => {
-                slot.deadline = at.map(|at| self.wheel.tick_of(at));
-                if let Some(tick) = slot.deadline {
-                    self.wheel.file_by(token.index(), tick);
+                slot.deadline = at.map_or(NEVER, |at| self.wheel.tick_of(at));
+                if slot.deadline != NEVER {
+                    self.wheel.file_by(token.index(), slot.deadline);
                 }
             }
             Step::Again => enqueue(&mut self.runnable, slot, token),
@@ -447,6 +452,9 @@ pub fn grace(policy: &Policy, idle: crate::drain::Patience) -> Grace {
     }
 }
 
+/// No deadline. 13 years ahead as a tick: nothing else lies there.
+const NEVER: Tick = Tick(u32::MAX);
+
 /// Connections accepted in one turn; then those that are there get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
@@ -462,5 +470,11 @@ const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 /// Hot connections (18 KiB each) whose end is worth giving memory back for.
 const TRIM_AFTER: u32 = 256;
 
+/// Control is told of freed memory at most this often.
+const TRIM_SAID_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Connections from which on closing them is spread.
 const CROWD_MIN: usize = 64;
+/// Paid for by every idle connection, next to 8 bytes of its slot and 12 of the wheel. Debug builds
+/// of mio keep more per socket.
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot>() <= 64);

@@ -186,7 +186,7 @@ impl Server {
             reason: String::new(),
             at_shutdown: Counts::default(),
             next_tick: now + Duration::from_secs(1),
-            trimmed: None,
+            trim_wanted: None,
             said_quiet: false,
             verdict: None,
         };
