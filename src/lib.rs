@@ -1,4 +1,68 @@
 //! ebbtide: an HTTP server whose stopping is as exact as its serving.
+//!
+//! hyper's HTTP/1 state machine on a hand-written epoll reactor, one reactor per core, no async
+//! runtime. A server is a [`Router`] and [`Options`], bound and run:
+//!
+//! ```no_run
+//! use ebbtide::{Options, Request, Response, Router, Server, get, setup_signal_handlers};
+//!
+//! async fn hello(request: Request) -> Response {
+//!     Response::text(format!("Hello, {}!\n", request.param("name").unwrap_or("World")))
+//! }
+//!
+//! fn main() -> Result<(), ebbtide::StartError> {
+//!     let signals = setup_signal_handlers()?;
+//!     let router = Router::new().route("/", get(hello)).route("/{name}", get(hello));
+//!     let report = Server::bind(Options::default(), router)?.with_signals(signals).run()?;
+//!     std::process::exit(i32::from(report.exit_status()))
+//! }
+//! ```
+//!
+//! # Map, in reading order
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `drain` | the shutdown as a pure state machine: phases, budget, signals |
+//! | `ledger` | what became of every connection and request: counters with two laws |
+//! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
+//! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
+//! | `app` | the router, health endpoints, and what `ebbtide serve` serves |
+//! | `server` | workers, listeners and control put together |
+//! | `report` | what is said of a shutdown at its end |
+//! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
+//! | `os` | the only unsafe code: a handful of system calls |
+//!
+//! # The life of a request
+//!
+//! A worker's listener accepts a socket into a slot (`server/endpoint`). While it is *cold* it costs
+//! its slot and the bytes of an incomplete head (`http/connection`). With a complete head
+//! (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`, `http/wire`), parses
+//! the head and calls our service (`http/service`), which refuses what is no request, counts the rest
+//! (`http/tracking`) and calls the application with its panics caught. Bytes that hyper writes are
+//! collected and sent once its poll has returned; when the kernel has the last of them the request is
+//! *answered* (`http/flow`). After a moment of idleness hyper is dropped and the connection
+//! *hibernates*. It ends in a lingering close (`http/linger`), or in its client's.
+//!
+//! # The life of a shutdown
+//!
+//! A signal, or [`GracefulShutdown::shutdown`], reaches control (`server/control`), which feeds it to
+//! `drain`. Its orders go to the workers as mail: announce the close, retire the listeners and treat
+//! each connection by its state, cancel, refuse, cut. Control reads the workers' ledgers and never
+//! waits for a worker; what is left at the end of the budget is cut, named and counted, and
+//! [`Server::run`] returns the [`Report`].
+//!
+//! # Invariants
+//!
+//! 1. `opened = closed + open` and `begun = answered + refused + cut + abandoned + in_flight`, in
+//!    every ledger between any two turns of its worker.
+//! 2. hyper is given complete heads only, and nothing behind the request it is working on: bytes of a
+//!    next request are in our hands, and no announced close drops them.
+//! 3. Only a connection's worker touches it. Other threads send mail or read counters.
+//! 4. A turn reads the clock once for all that acts upon it. `drain`, `http/head`, `reactor/slots` and
+//!    `reactor/timer` never read it.
+//! 5. Every wait has an end: readiness that will be announced, a wake, or a deadline.
+//! 6. The library installs no signal handler, no logger and no global, reads no environment and
+//!    ends no process; two servers can live in one process.
 
 mod app;
 mod config;

@@ -19,6 +19,12 @@ pub fn unacknowledged(socket: &impl AsFd) -> Option<usize> {
     if result == 0 { usize::try_from(queued).ok() } else { None }
 }
 
+/// Whether an accept failed because descriptors or memory ran out: the connection is still queued.
+pub fn is_exhausted(error: &std::io::Error) -> bool {
+    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| exhausted.contains(&code))
+}
+
 /// How many descriptors this process may have open: the soft `RLIMIT_NOFILE`.
 pub fn descriptors_max() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

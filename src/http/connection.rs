@@ -142,6 +142,10 @@ impl<T: Transport> Connection<T> {
         }
     }
 
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// Does what can be done now.
     pub fn run(&mut self, means: &mut Means<'_>) -> Step {
         // A deadline that has passed changes the state, which has another deadline; each change goes

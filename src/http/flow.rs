@@ -15,11 +15,12 @@ use http::{Method, StatusCode};
 
 use super::limits::BODY_RATE_AFTER;
 use super::message::{IntoResponse, Response, Route};
-use super::site::{AccessLog, Site};
+use super::site::{AccessLog, AnsweredRequest, Site};
 use super::tracking::{End, Tracker};
 use super::watch::{LostRequest, RequestInfo, WatchKey};
 use crate::ledger::{ConnectionState, RequestOutcome};
 use crate::reactor::socket::Peer;
+use crate::reactor::turn::clock;
 
 /// The requests of one hot connection.
 pub struct Flow {
@@ -350,7 +351,7 @@ impl Flow {
             drop(finished);
             let refused = exchange.refused;
             let outcome = if refused { RequestOutcome::Refused } else { RequestOutcome::Answered };
-            self.close_exchange(exchange, outcome, "a response");
+            self.close_exchange(exchange, outcome, "its handler");
         }
     }
 
@@ -386,14 +387,17 @@ impl Flow {
     ) {
         let site = &*self.site;
         let now = site.now.get();
-        let seconds = now.saturating_duration_since(exchange.begun).as_secs_f64();
         site.ledger.finished(outcome);
         if let Some(key) = exchange.watched {
             site.watch.ended(key);
         }
         match outcome {
             RequestOutcome::Answered | RequestOutcome::Refused => {
-                site.metrics.borrow_mut().request(&exchange.method, exchange.status, seconds);
+                site.answered.borrow_mut().push(AnsweredRequest {
+                    method: exchange.method.clone(),
+                    status: exchange.status,
+                    begun: exchange.begun,
+                });
             }
             RequestOutcome::Cut | RequestOutcome::Abandoned => {}
         }
@@ -402,7 +406,9 @@ impl Flow {
             site.watch.lost(LostRequest { info, outcome, waited_for, at: now });
         }
         if site.access_log == AccessLog::On {
-            exchange.log(self.peer, outcome, seconds);
+            // The line wants the time that this request took, not the turn's beginning.
+            let taken = clock().saturating_duration_since(exchange.begun);
+            exchange.log(self.peer, outcome, taken);
         }
         exchange.path.clear();
         *self.spare.borrow_mut() = exchange.path;
@@ -420,14 +426,14 @@ impl Exchange {
         }
     }
 
-    fn log(&self, peer: Peer, outcome: RequestOutcome, seconds: f64) {
+    fn log(&self, peer: Peer, outcome: RequestOutcome, taken: Duration) {
         log::info!(
             event_type = "request",
             method = self.method.as_str(),
             path = self.path.as_str(),
             status = self.status,
             bytes = self.bytes,
-            duration_ms = seconds * 1000.0,
+            duration_ms = (taken.as_secs_f64() * 1e6).round() / 1e3,
             peer:% = peer,
             route = self.route.as_ref().map_or("", |route| route.template.as_str()),
             request_id = self.id.as_deref().unwrap_or(""),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Method;
 use hyper::server::conn::http1;
 
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
@@ -21,6 +22,9 @@ pub struct Site {
     pub ledger: Arc<Ledger>,
     pub watch: Arc<Watch>,
     pub metrics: RefCell<WorkerMetrics>,
+    /// Requests answered in this turn. Their durations are taken at its end: what a handler did in
+    /// the turn is then in them, at the price of what others did.
+    pub answered: RefCell<Vec<AnsweredRequest>>,
     pub access_log: AccessLog,
     pub ids: RequestIds,
     /// Where [`Stamp`]s count from.
@@ -31,6 +35,14 @@ pub struct Site {
     pub mode: Cell<Mode>,
     /// The turn's `now`.
     pub now: Cell<Instant>,
+}
+
+/// What the metrics learn of a request.
+#[derive(Debug)]
+pub struct AnsweredRequest {
+    pub method: Method,
+    pub status: u16,
+    pub begun: Instant,
 }
 
 /// Whether each finished request is logged.
@@ -93,6 +105,15 @@ pub struct Stamp(u32);
 const STAMPS_PER_SECOND: u32 = 10;
 
 impl Site {
+    /// Gives the requests answered in the turn to the metrics, at the turn's end.
+    pub fn observe_answered(&self, end: Instant) {
+        let mut metrics = self.metrics.borrow_mut();
+        for request in self.answered.borrow_mut().drain(..) {
+            let seconds = end.saturating_duration_since(request.begun).as_secs_f64();
+            metrics.request(&request.method, request.status, seconds);
+        }
+    }
+
     pub fn stamp(&self) -> Stamp {
         self.stamp_of(self.now.get())
     }

@@ -1,7 +1,7 @@
 //! The reactor: one epoll, one thread, one turn at a time. It knows mio and time, and nothing of HTTP.
 //!
 //! Reading order: [`turn`] (the loop and its numbered steps), [`socket`] (a stream with readiness
-//! bits), [`mailbox`] and [`doorbell`] (the only way in from another thread), [`task`] (what the
+//! bits), [`listener`], [`mailbox`] and [`doorbell`] (the only way in from another thread), [`task`] (what the
 //! reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and [`timer`] (pure).
 //!
 //! What one may rely on:
@@ -11,6 +11,7 @@
 
 pub mod blocking;
 pub mod doorbell;
+pub mod listener;
 pub mod mailbox;
 pub mod pages;
 pub mod sleep;

@@ -31,6 +31,8 @@ pub enum ControlMail {
     Signal(Signal),
     /// A worker's listeners are retired and its connections gone; its pulse says so as well.
     Quiet,
+    /// This worker's thread has ended by a fault of ours.
+    WorkerLost(usize),
     /// Much memory was freed.
     Trim,
 }
@@ -44,6 +46,8 @@ pub struct WorkerView {
     pub pulse: Arc<Pulse>,
     /// Whether it was reported as blocked in its current turn.
     pub complained: bool,
+    /// Whether its thread has ended by a fault: nothing more is to be expected of it.
+    pub is_lost: bool,
 }
 
 /// See the module's essay.
@@ -180,7 +184,21 @@ impl Control {
 
     /// Whether every worker has said that nothing is left.
     fn is_quiet(&self) -> bool {
-        self.workers.iter().all(|worker| worker.pulse.quiet.load(Ordering::Acquire))
+        self.workers
+            .iter()
+            .all(|worker| worker.is_lost || worker.pulse.quiet.load(Ordering::Acquire))
+    }
+
+    /// A server without one of its workers is no server: its share of the connections is gone.
+    fn worker_lost(&mut self, index: usize, now: Instant) {
+        self.workers[index].is_lost = true;
+        if self.drain.phase() == Phase::Running {
+            "a lost worker".clone_into(&mut self.reason);
+            self.feed(now, Input::Signal(Signal::Terminate));
+        }
+        if self.is_quiet() {
+            self.feed(now, Input::Quiet);
+        }
     }
 
     /// Once a second: looks for stuck workers, tells what a shutdown waits for.
@@ -242,6 +260,7 @@ impl Control {
         let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
         let exit_status = match verdict {
             Verdict::Quit(status) => status,
+            Verdict::Stopped if self.workers.iter().any(|worker| worker.is_lost) => EXIT_FAULT,
             Verdict::Stopped if refused + cut > 0 => EXIT_LOST,
             Verdict::Stopped => 0,
         };
@@ -343,6 +362,7 @@ impl Host for Control {
                         self.feed(now, Input::Quiet);
                     }
                 }
+                ControlMail::WorkerLost(index) => self.worker_lost(index, now),
                 ControlMail::Trim => self.trim_wanted = Some(now),
             }
         }
@@ -398,6 +418,9 @@ const SIGNALS_SPACE: u8 = 5;
 
 /// The exit status when the shutdown refused or cut a request.
 pub const EXIT_LOST: u8 = 3;
+
+/// The exit status when a worker was lost.
+pub const EXIT_FAULT: u8 = 1;
 
 /// How often control looks around.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);

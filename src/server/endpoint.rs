@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::StartError;
-use super::listener::{Accepted, Bound, Listener};
+use super::listener::Bound;
 use crate::drain::Policy;
 use crate::http::connection::{Connection, Means, Step};
 use crate::http::site::{Grace, Mode, Site};
 use crate::http::wire::Loan;
 use crate::ledger::{ConnectionOutcome, ConnectionState};
+use crate::reactor::listener::{Accepted, Listener};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::slots::{Slots, Token};
 use crate::reactor::socket::{Peer, Readiness, Stream};
@@ -209,6 +210,7 @@ impl Endpoint {
 
     /// Closes the turn.
     pub fn finish(&mut self, now: Instant, worked: Duration) {
+        self.site.observe_answered(now + worked);
         let mut metrics = self.site.metrics.borrow_mut();
         metrics.turn(worked.as_secs_f64());
         if metrics.is_dirty() && now >= self.flushed + METRICS_FLUSH_INTERVAL {
@@ -418,6 +420,13 @@ impl Endpoint {
 
     fn free(&mut self, token: Token, outcome: ConnectionOutcome) {
         let Some(slot) = self.slots.remove(token) else { return };
+        log::debug!(
+            event_type = "connection_closed",
+            peer:% = slot.connection.peer(),
+            state = slot.booked.name(),
+            outcome = outcome.name();
+            "Connection closed: {}", outcome.name()
+        );
         self.wheel.cancel(token.index());
         self.site.ledger.closed(slot.booked, outcome);
         drop(slot);

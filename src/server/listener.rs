@@ -1,15 +1,14 @@
-//! Listening sockets: how they are made, what accepting from them takes.
+//! How listening sockets are made.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::address::Address;
 use super::error::StartError;
-use crate::reactor::socket::{Peer, Stream};
+use crate::reactor::listener::Listener;
 use crate::reactor::turn::{Key, Registrar};
 
 /// A socket that is bound and not yet listening: the address is ours, clients are still refused.
@@ -72,20 +71,14 @@ impl Bound {
         let fail = |source| StartError::Listen { address: address.clone(), source };
         // A unix socket shared by all workers is set listening by the first; the rest confirm it.
         self.socket.listen(BACKLOG).map_err(fail)?;
-        let mut inner = match address {
-            Address::Tcp(_) => Inner::Tcp(mio::net::TcpListener::from_std(self.socket.into())),
-            Address::Unix(_) => {
+        let listener = match &address {
+            Address::Tcp(_) => Listener::tcp(self.socket.into(), registrar, key),
+            Address::Unix(path) => {
                 let fd = OwnedFd::from(self.socket);
-                Inner::Unix(mio::net::UnixListener::from_std(fd.into()))
+                Listener::unix(fd.into(), path.clone(), registrar, key)
             }
         };
-        let watched = match &mut inner {
-            Inner::Tcp(tcp) => registrar.watch(tcp, key),
-            Inner::Unix(unix) => registrar.watch(unix, key),
-        };
-        watched.map_err(fail)?;
-        // The queue may have filled before epoll knew of the socket.
-        Ok(Listener { inner, ready: true, paused_until: None, complained: None, address })
+        listener.map_err(fail)
     }
 }
 
@@ -155,115 +148,5 @@ fn bind_unix(path: &std::path::Path, workers: usize) -> io::Result<Vec<Bound>> {
     Ok(all)
 }
 
-/// A listening socket of one worker.
-#[derive(Debug)]
-pub struct Listener {
-    inner: Inner,
-    /// Whether the queue may hold connections: set by events, cleared when accept would block.
-    /// Edge-triggered, so an accept that failed for want of descriptors leaves it set.
-    ready: bool,
-    /// Descriptors or memory ran out: not before then.
-    paused_until: Option<Instant>,
-    /// When that was last logged.
-    complained: Option<Instant>,
-    address: Address,
-}
-
-#[derive(Debug)]
-enum Inner {
-    Tcp(mio::net::TcpListener),
-    Unix(mio::net::UnixListener),
-}
-
-/// What one attempt to accept brought.
-#[derive(Debug)]
-pub enum Accepted {
-    Connection(Stream, Peer),
-    /// The queue is empty.
-    Nothing,
-    /// The connection was gone before it was accepted; there may be more.
-    Gone,
-    /// Descriptors or memory ran out. The listener pauses.
-    Exhausted,
-}
-
-impl Listener {
-    pub fn announce(&mut self) {
-        self.ready = true;
-    }
-
-    /// Whether an accept may bring something at `now`.
-    pub fn is_ready(&self, now: Instant) -> bool {
-        self.ready && self.paused_until.is_none_or(|until| now >= until)
-    }
-
-    /// When a pause ends, if there is one.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.paused_until.filter(|_| self.ready)
-    }
-
-    /// A descriptor was freed.
-    pub fn resume(&mut self) {
-        self.paused_until = None;
-    }
-
-    /// Leaves the queue alone for a while.
-    pub fn pause(&mut self, now: Instant) {
-        self.paused_until = Some(now + EXHAUSTED_PAUSE);
-    }
-
-    /// Accepts one connection.
-    pub fn accept(&mut self, now: Instant) -> Accepted {
-        let result = match &self.inner {
-            Inner::Tcp(tcp) => {
-                tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
-            }
-            Inner::Unix(unix) => {
-                unix.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::Local))
-            }
-        };
-        match result {
-            Ok((stream, peer)) => Accepted::Connection(stream, peer),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.ready = false;
-                Accepted::Nothing
-            }
-            Err(error) if is_exhausted(&error) => {
-                self.pause(now);
-                if self.complained.is_none_or(|at| now >= at + COMPLAINT_INTERVAL) {
-                    self.complained = Some(now);
-                    log::warn!(
-                        event_type = "accept_exhausted", address:% = self.address;
-                        "cannot accept: {error}"
-                    );
-                }
-                Accepted::Exhausted
-            }
-            // ECONNABORTED, EPROTO and the network errors that accept(2) passes on concern the one
-            // connection; EINTR nothing at all.
-            Err(_) => Accepted::Gone,
-        }
-    }
-}
-
-fn is_exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Address::Unix(path) = &self.address {
-            // Every worker tries, the first succeeds.
-            let _removed = std::fs::remove_file(path);
-        }
-    }
-}
-
 /// Connections that may wait to be accepted. The kernel cuts it down to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-
-/// How long a listener rests when descriptors run out, unless one is freed before.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// How often that is logged at most.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);

@@ -250,6 +250,7 @@ impl Server {
             let (sender, receiver) = mpsc::channel();
             let known = view(&site, &pulse, None);
             let setup = WorkerSetup {
+                index,
                 site,
                 bound,
                 capacity: Arc::clone(capacity),
@@ -297,6 +298,7 @@ fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<Command>>)
         watch: Arc::clone(&site.watch),
         pulse: Arc::clone(pulse),
         complained: false,
+        is_lost: false,
     }
 }
 

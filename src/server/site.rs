@@ -31,6 +31,7 @@ impl SiteSetup {
             ledger: self.ledger,
             watch: self.watch,
             metrics: RefCell::new(self.metrics.worker()),
+            answered: RefCell::default(),
             access_log: self.access_log,
             ids: RequestIds::new(self.id_prefix),
             epoch: now,

@@ -1,5 +1,7 @@
 //! A worker: a thread with a reactor that serves clients.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -17,6 +19,7 @@ use crate::reactor::turn::{Host, Key, Reactor};
 
 /// What a worker is made of, on its way to its thread.
 pub struct WorkerSetup {
+    pub index: usize,
     pub site: SiteSetup,
     pub bound: Vec<Bound>,
     pub capacity: Arc<Capacity>,
@@ -64,7 +67,7 @@ impl Pulse {
 
 /// Runs a worker until it is told to leave. Says through `started` whether it could start.
 pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<Command>, StartError>>) {
-    let control = setup.control.clone();
+    let (index, control) = (setup.index, setup.control.clone());
     let (mut reactor, mut worker, blocking) = match Worker::start(setup) {
         Ok(parts) => parts,
         Err(error) => {
@@ -77,13 +80,21 @@ pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<Command>, StartEr
     if started.send(Ok(worker.mailbox.clone())).is_err() {
         return;
     }
-    drop(control);
-    while !worker.is_leaving {
-        if let Err(error) = reactor.turn(&mut worker) {
-            log::error!(event_type = "reactor_failed"; "a worker cannot wait for events: {error}");
-            return;
+    // Handlers' panics are caught where they are called. One that comes up here is a fault of ours;
+    // the other workers go on, and control shuts the server down so that it is started afresh.
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        while !worker.is_leaving {
+            reactor.turn(&mut worker)?;
         }
-    }
+        Ok(())
+    }));
+    let why = match ended {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => io::Error::to_string(&error),
+        Err(_) => "it panicked".to_owned(),
+    };
+    log::error!(event_type = "worker_lost", worker = index; "Worker {index} is lost: {why}");
+    control.post(ControlMail::WorkerLost(index));
 }
 
 struct Worker {

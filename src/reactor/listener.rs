@@ -1,0 +1,151 @@
+//! Accepting connections.
+//!
+//! Edge-triggered like any socket: an event says that the queue was not empty, once. So a listener
+//! remembers that it is *ready* until an accept would block; one that fails for want of
+//! descriptors leaves it ready and paused, or the rest of the queue would never be heard of again.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::socket::{Peer, Stream};
+use super::turn::{Key, Registrar};
+
+/// A listening socket of one worker.
+#[derive(Debug)]
+pub struct Listener {
+    inner: Inner,
+    /// Whether the queue may hold connections: set by events, cleared when accept would block.
+    /// Edge-triggered, so an accept that failed for want of descriptors leaves it set.
+    ready: bool,
+    /// Descriptors or memory ran out: not before then.
+    paused_until: Option<Instant>,
+    /// When that was last logged.
+    complained: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Tcp(mio::net::TcpListener),
+    /// With the file that is removed in the end.
+    Unix(mio::net::UnixListener, PathBuf),
+}
+
+/// What one attempt to accept brought.
+#[derive(Debug)]
+pub enum Accepted {
+    Connection(Stream, Peer),
+    /// The queue is empty.
+    Nothing,
+    /// The connection was gone before it was accepted; there may be more.
+    Gone,
+    /// Descriptors or memory ran out. The listener pauses.
+    Exhausted,
+}
+
+impl Listener {
+    /// Accepts from a non-blocking socket that listens.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn tcp(socket: TcpListener, registrar: &Registrar, key: Key) -> io::Result<Listener> {
+        let mut tcp = mio::net::TcpListener::from_std(socket);
+        registrar.watch(&mut tcp, key)?;
+        Ok(Listener::new(Inner::Tcp(tcp)))
+    }
+
+    /// As [`tcp`](Listener::tcp); removes `path` when it is dropped.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn unix(
+        socket: UnixListener,
+        path: PathBuf,
+        registrar: &Registrar,
+        key: Key,
+    ) -> io::Result<Listener> {
+        let mut unix = mio::net::UnixListener::from_std(socket);
+        registrar.watch(&mut unix, key)?;
+        Ok(Listener::new(Inner::Unix(unix, path)))
+    }
+
+    fn new(inner: Inner) -> Listener {
+        // The queue may have filled before epoll knew of the socket.
+        Listener { inner, ready: true, paused_until: None, complained: None }
+    }
+
+    /// Notes that the queue is not empty.
+    pub fn announce(&mut self) {
+        self.ready = true;
+    }
+
+    /// Whether an accept may bring something at `now`.
+    pub fn is_ready(&self, now: Instant) -> bool {
+        self.ready && self.paused_until.is_none_or(|until| now >= until)
+    }
+
+    /// When a pause ends, if there is one.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.paused_until.filter(|_| self.ready)
+    }
+
+    /// A descriptor was freed.
+    pub fn resume(&mut self) {
+        self.paused_until = None;
+    }
+
+    /// Leaves the queue alone for a while.
+    pub fn pause(&mut self, now: Instant) {
+        self.paused_until = Some(now + EXHAUSTED_PAUSE);
+    }
+
+    /// Accepts one connection.
+    pub fn accept(&mut self, now: Instant) -> Accepted {
+        let result = match &self.inner {
+            Inner::Tcp(tcp) => {
+                tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
+            }
+            Inner::Unix(unix, _) => {
+                unix.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::Local))
+            }
+        };
+        match result {
+            Ok((stream, peer)) => Accepted::Connection(stream, peer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.ready = false;
+                Accepted::Nothing
+            }
+            Err(error) if crate::os::is_exhausted(&error) => {
+                self.pause(now);
+                if self.complained.is_none_or(|at| now >= at + COMPLAINT_INTERVAL) {
+                    self.complained = Some(now);
+                    log::warn!(
+                        event_type = "accept_exhausted";
+                        "cannot accept: {error}"
+                    );
+                }
+                Accepted::Exhausted
+            }
+            // ECONNABORTED, EPROTO and the network errors that accept(2) passes on concern the one
+            // connection; EINTR nothing at all.
+            Err(_) => Accepted::Gone,
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Inner::Unix(_, path) = &self.inner {
+            // Every worker tries, the first succeeds.
+            let _removed = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// How long a listener rests when descriptors run out, unless one is freed before.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often that is logged at most.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
