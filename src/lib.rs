@@ -101,7 +101,10 @@ pub mod internal {
         pub use crate::metrics::*;
     }
     pub mod reactor {
-        pub use crate::reactor::{slots, timer};
+        pub use crate::reactor::{mailbox, slots, socket, timer, turn};
+    }
+    pub mod http {
+        pub use crate::http::{connection, service, site, watch, wire};
     }
     pub mod app {
         pub use crate::app::{lab, sample};

@@ -262,7 +262,8 @@ impl<T: Transport> Connection<T> {
                 let partial = (!partial.is_empty()).then(|| Box::new(partial));
                 let since = site.stamp_of(since);
                 let cold = Cold { socket, partial, since, served: Served::Something };
-                return self.wait_cold(cold, site);
+                // Run once more: what hyper had read of a head has not been looked at by us.
+                self.life = Life::Cold(cold);
             }
             Ran::Linger(manner, outcome) => {
                 let linger = hot.into_linger(manner, outcome, None, site.now.get());

@@ -46,7 +46,8 @@ impl Remote {
         &self.bell
     }
 
-    pub(super) fn take_woken(&self) -> Option<Key> {
+    /// Takes one key that another thread woke. For the reactor's own thread.
+    pub fn take_woken(&self) -> Option<Key> {
         self.woken.pop()
     }
 

@@ -1,0 +1,361 @@
+//! A connection over an in-memory transport: whatever the cuts, stalls and short writes, the client
+//! reads the same bytes, and the ledger balances.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebbtide::internal::http::connection::{Connection, Means, Step};
+use ebbtide::internal::http::service::{Answer, App};
+use ebbtide::internal::http::site::{AccessLog, Mode, RequestIds, Site, builder};
+use ebbtide::internal::http::wire::Loan;
+use ebbtide::internal::metrics::Metrics;
+use ebbtide::internal::reactor::slots::Token;
+use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};
+use ebbtide::internal::reactor::turn::{Key, Reactor};
+use ebbtide::{
+    ConnectionOutcome, ConnectionState, IntoResponse, Ledger, Limits, Request, Response,
+};
+use proptest::prelude::*;
+
+/// The network between a connection and its client.
+#[derive(Default)]
+struct Network {
+    /// Bytes the kernel holds for the server.
+    inbound: VecDeque<u8>,
+    /// Whether the client has sent FIN.
+    is_finished: bool,
+    /// Bytes the client has read.
+    outbound: Vec<u8>,
+    /// Bytes that the kernel still takes.
+    window: usize,
+    is_shut: bool,
+}
+
+#[derive(Clone, Default)]
+struct Pipe(Rc<RefCell<Network>>);
+
+impl Read for Pipe {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut network = self.0.borrow_mut();
+        if network.inbound.is_empty() {
+            return if network.is_finished { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        }
+        let count = buf.len().min(network.inbound.len());
+        for (to, from) in buf.iter_mut().zip(network.inbound.drain(..count)) {
+            *to = from;
+        }
+        Ok(count)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let mut network = self.0.borrow_mut();
+        let count = buf.len().min(network.window);
+        if count == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        network.window -= count;
+        network.outbound.extend_from_slice(&buf[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Pipe {
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.0.borrow_mut().is_shut = true;
+        Ok(())
+    }
+
+    fn unacknowledged(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn reset_on_close(&self) {}
+}
+
+/// Echoes bodies, at once or after having read them, and tells what was asked for.
+struct Echo;
+
+impl App for Echo {
+    fn call(&self, mut request: Request) -> Answer {
+        if request.method() == "POST" {
+            return Answer::Later(Box::pin(async move {
+                match request.bytes().await {
+                    Ok(bytes) => Response::text(bytes),
+                    Err(error) => error.into_response(),
+                }
+            }));
+        }
+        Answer::Ready(Response::text(request.path().to_owned()))
+    }
+}
+
+/// A connection and the means to drive it.
+struct World {
+    site: Rc<Site>,
+    loan: Loan,
+    reactor: Reactor,
+    pipe: Pipe,
+    connection: Option<Connection<Pipe>>,
+    booked: ConnectionState,
+    outcome: Option<ConnectionOutcome>,
+    /// When the connection asked to run again.
+    deadline: Option<Instant>,
+}
+
+impl World {
+    fn new(limits: Limits) -> World {
+        let now = Instant::now();
+        let site = Rc::new(Site {
+            builder: builder(&limits),
+            app: Rc::new(Echo),
+            ledger: Arc::new(Ledger::default()),
+            watch: Arc::default(),
+            metrics: RefCell::new(Metrics::new().worker()),
+            answered: RefCell::default(),
+            access_log: AccessLog::Off,
+            ids: RequestIds::new(1),
+            epoch: now,
+            mode: Cell::new(Mode::Serving),
+            now: Cell::new(now),
+            limits,
+        });
+        site.ledger.opened();
+        let pipe = Pipe::default();
+        World {
+            connection: Some(Connection::accepted(pipe.clone(), Peer::Local, &site)),
+            loan: Loan::new(site.limits.head_bytes_max),
+            reactor: Reactor::new().expect("epoll is there"),
+            booked: ConnectionState::New,
+            outcome: None,
+            deadline: None,
+            site,
+            pipe,
+        }
+    }
+
+    /// Runs exactly as often as the worker would: after an event, a wake, an exhausted budget or a
+    /// deadline, and never just in case. A connection that forgets to ask hangs here.
+    fn run(&mut self, readiness: Readiness) {
+        let Some(connection) = &mut self.connection else { return };
+        connection.announce(readiness);
+        loop {
+            let mut means = Means {
+                site: &self.site,
+                loan: &mut self.loan,
+                remote: self.reactor.remote(),
+                key: Key::new(1, Token::from_bits(0)),
+            };
+            let step = connection.run(&mut means);
+            let state = connection.state();
+            if let Step::Closed(outcome) = step {
+                self.site.ledger.closed(self.booked, outcome);
+                self.outcome = Some(outcome);
+                self.connection = None;
+                break;
+            }
+            self.site.ledger.moved(self.booked, state);
+            self.booked = state;
+            let is_woken = self.reactor.remote().take_woken().is_some();
+            self.deadline = match step {
+                Step::Wait(at) => at,
+                Step::Again | Step::Closed(_) => Some(self.site.now.get()),
+            };
+            let is_due = self.deadline.is_some_and(|at| at <= self.site.now.get());
+            if !is_woken && !is_due {
+                break;
+            }
+        }
+        self.site.ledger.counts().check();
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        self.pipe.0.borrow_mut().inbound.extend(bytes);
+        self.run(Readiness::READABLE);
+    }
+
+    fn finish(&mut self) {
+        self.pipe.0.borrow_mut().is_finished = true;
+        self.run(Readiness::READABLE | Readiness::READ_CLOSED);
+    }
+
+    fn open_window(&mut self, bytes: usize) {
+        self.pipe.0.borrow_mut().window += bytes;
+        self.run(Readiness::WRITABLE);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.site.now.set(self.site.now.get() + time);
+        if self.deadline.is_some_and(|at| at <= self.site.now.get()) {
+            self.run(Readiness::NONE);
+        }
+    }
+
+    /// What the client has read, without the dates.
+    fn output(&self) -> String {
+        let bytes = self.pipe.0.borrow().outbound.clone();
+        let text = String::from_utf8(bytes).expect("the echo is text");
+        text.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// What one client sends, and how often the server should answer 200.
+fn requests() -> impl Strategy<Value = Vec<String>> {
+    let get = (0u32..1000).prop_map(|n| format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    let post = "[a-z]{0,300}".prop_map(|body| {
+        format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    });
+    let chunked = proptest::collection::vec("[a-z]{1,80}", 0..4).prop_map(|chunks| {
+        let mut text =
+            "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+        for chunk in chunks {
+            text.push_str(&format!("{:x}\r\n{chunk}\r\n", chunk.len()));
+        }
+        text + "0\r\n\r\n"
+    });
+    proptest::collection::vec(prop_oneof![4 => get, 2 => post, 1 => chunked], 1..7)
+}
+
+/// Patience for a client that pauses within everything it sends.
+fn patient() -> Limits {
+    let hour = Duration::from_secs(3600);
+    Limits {
+        first_byte_timeout: hour,
+        head_timeout: hour,
+        keep_alive_timeout: hour,
+        body_stall_timeout: hour,
+        body_rate_min: 0,
+        write_stall_timeout: hour,
+        request_timeout: hour,
+        ..Limits::default()
+    }
+}
+
+/// The same exchange without any cut.
+fn reference(bytes: &[u8]) -> String {
+    let mut world = World::new(patient());
+    world.open_window(1 << 20);
+    world.receive(bytes);
+    world.output()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cuts_pauses_and_short_writes_change_nothing(
+        requests in requests(),
+        cuts in proptest::collection::vec((1usize..200, 0usize..120, 0u64..2500), 1..60),
+    ) {
+        let bytes = requests.concat().into_bytes();
+        let count = requests.len() as u64;
+        let expected = reference(&bytes);
+        prop_assert_eq!(expected.matches("HTTP/1.1 200 OK").count() as u64, count);
+
+        let mut world = World::new(patient());
+        let mut rest = bytes.as_slice();
+        for (size, window, pause) in cuts.iter().cycle().take(100_000) {
+            let (now, later) = rest.split_at((*size).min(rest.len()));
+            rest = later;
+            world.receive(now);
+            world.open_window(*window);
+            world.pass(Duration::from_millis(*pause));
+            if rest.is_empty() {
+                break;
+            }
+        }
+        world.open_window(1 << 20);
+        prop_assert_eq!(world.output(), expected);
+        let counts = world.site.ledger.counts();
+        prop_assert_eq!(counts.begun, count);
+        prop_assert_eq!(counts.finished[0], count, "all answered");
+        world.finish();
+        prop_assert_eq!(world.outcome, Some(ConnectionOutcome::ClientClosed));
+    }
+
+    #[test]
+    fn a_drain_at_any_point_answers_every_complete_request(
+        requests in requests(),
+        cuts in proptest::collection::vec(1usize..120, 1..40),
+        at in 0usize..40,
+    ) {
+        let bytes = requests.concat().into_bytes();
+        let expected = reference(&bytes);
+        let mut world = World::new(patient());
+        world.open_window(1 << 20);
+        let grace = ebbtide::internal::http::site::Grace {
+            first_byte: Duration::from_secs(1),
+            idle: Duration::from_secs(5),
+            spread: Duration::ZERO,
+        };
+        let mut rest = bytes.as_slice();
+        let mut sent = 0;
+        for (i, size) in cuts.iter().cycle().enumerate().take(100_000) {
+            if i == at {
+                let since = world.site.now.get();
+                world.site.mode.set(Mode::Draining { since, grace });
+                if let Some(connection) = &mut world.connection {
+                    connection.recheck();
+                }
+                world.run(Readiness::NONE);
+            }
+            // A client stops sending when it is told that the connection closes.
+            if rest.is_empty() || world.output().contains("connection: close") {
+                break;
+            }
+            let (now, later) = rest.split_at((*size).min(rest.len()));
+            rest = later;
+            sent += now.len();
+            world.receive(now);
+        }
+        // Requests that had arrived whole are answered, in order, and nothing else is.
+        let mut complete = 0;
+        let mut length = 0;
+        for request in &requests {
+            length += request.len();
+            complete += usize::from(length <= sent);
+        }
+        let output = world.output().replace("connection: close\n", "");
+        prop_assert_eq!(output.matches("HTTP/1.1 200 OK").count(), complete);
+        prop_assert!(expected.starts_with(&output), "{}\n--- is no part of\n{}", output, expected);
+    }
+}
+
+#[test]
+fn a_silent_connection_is_closed_at_the_end_of_its_time() {
+    let mut world = World::new(Limits::default());
+    world.open_window(1 << 20);
+    world.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    world.pass(Duration::from_millis(1100));
+    assert_eq!(world.booked, ConnectionState::Hibernating);
+    world.pass(Duration::from_secs(73));
+    assert_eq!(world.outcome, None);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.outcome, Some(ConnectionOutcome::ClosedIdle));
+    assert!(world.pipe.0.borrow().is_shut);
+}
+
+#[test]
+fn a_head_that_drips_is_timed_from_its_first_byte() {
+    let mut world = World::new(Limits::default());
+    world.open_window(1 << 20);
+    for _ in 0..9 {
+        world.receive(b"G");
+        world.pipe.0.borrow_mut().inbound.clear();
+        world.pass(Duration::from_secs(1));
+        if world.booked == ConnectionState::Lingering {
+            break;
+        }
+    }
+    world.pass(Duration::from_millis(1200));
+    assert!(world.output().starts_with("HTTP/1.1 408 Request Timeout"), "{}", world.output());
+}
