@@ -329,3 +329,114 @@ impl std::fmt::Display for Peer {
 }
 
 const _: () = assert!(size_of::<Peer>() == 20, "a peer is paid for by every idle connection");
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Answers each call with the next of its lines; counts the calls.
+    #[derive(Default)]
+    struct Scripted {
+        reads: VecDeque<io::Result<usize>>,
+        writes: VecDeque<io::Result<usize>>,
+        calls: usize,
+    }
+
+    impl Read for Scripted {
+        fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+            self.calls += 1;
+            self.reads.pop_front().expect("a read that was not expected")
+        }
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, _buf: &[u8]) -> io::Result<usize> {
+            self.calls += 1;
+            self.writes.pop_front().expect("a write that was not expected")
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Scripted {
+        fn shutdown_write(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn unacknowledged(&self) -> Option<usize> {
+            None
+        }
+
+        fn reset_on_close(&self) {}
+    }
+
+    fn reading(reads: impl IntoIterator<Item = io::Result<usize>>) -> Socket<Scripted> {
+        let reads = reads.into_iter().collect();
+        Socket::new(Scripted { reads, ..Scripted::default() })
+    }
+
+    fn would_block() -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    #[test]
+    fn nothing_is_read_before_it_is_announced() {
+        let mut socket = reading([]);
+        assert_eq!(socket.receive(&mut [0; 8]).expect("no call"), Received::Nothing);
+        assert_eq!(socket.transport().calls, 0);
+    }
+
+    #[test]
+    fn a_short_read_means_drained_and_a_full_one_does_not() {
+        let mut socket = reading([Ok(8), Ok(3)]);
+        socket.announce(Readiness::READABLE);
+        assert_eq!(socket.receive(&mut [0; 8]).expect("8 bytes"), Received::Bytes(8));
+        assert!(socket.is_readable());
+        assert_eq!(socket.receive(&mut [0; 8]).expect("3 bytes"), Received::Bytes(3));
+        assert!(!socket.is_readable());
+        assert_eq!(socket.receive(&mut [0; 8]).expect("no call"), Received::Nothing);
+        assert_eq!(socket.transport().calls, 2);
+    }
+
+    #[test]
+    fn an_end_that_came_with_the_data_is_found_after_a_short_read() {
+        let mut socket = reading([Ok(3), Ok(0), Ok(0)]);
+        socket.announce(Readiness::READABLE | Readiness::READ_CLOSED);
+        assert_eq!(socket.receive(&mut [0; 8]).expect("3 bytes"), Received::Bytes(3));
+        assert_eq!(socket.receive(&mut [0; 8]).expect("the end"), Received::End);
+        assert_eq!(socket.receive(&mut [0; 8]).expect("still the end"), Received::End);
+    }
+
+    #[test]
+    fn interrupts_are_retried_and_errors_break_the_socket() {
+        let mut socket = reading([
+            Err(io::ErrorKind::Interrupted.into()),
+            would_block(),
+            Err(io::ErrorKind::ConnectionReset.into()),
+        ]);
+        socket.announce(Readiness::READABLE);
+        assert_eq!(socket.receive(&mut [0; 8]).expect("blocked"), Received::Nothing);
+        socket.announce(Readiness::READABLE);
+        socket.receive(&mut [0; 8]).expect_err("reset by the peer");
+        assert!(socket.is_broken());
+    }
+
+    #[test]
+    fn a_full_send_buffer_is_not_written_to_until_it_is_announced() {
+        let writes = VecDeque::from([Ok(4), would_block(), Ok(6)]);
+        let mut socket = Socket::new(Scripted { writes, ..Scripted::default() });
+        let piece = [IoSlice::new(&[0; 6])];
+        assert_eq!(socket.send(&piece).expect("4 of 6"), Some(4));
+        assert_eq!(socket.send(&piece).expect("no call"), None);
+        socket.announce(Readiness::WRITABLE);
+        assert_eq!(socket.send(&piece).expect("blocked"), None);
+        assert_eq!(socket.send(&piece).expect("no call"), None);
+        socket.announce(Readiness::WRITABLE);
+        assert_eq!(socket.send(&piece).expect("all"), Some(6));
+        assert_eq!(socket.transport().calls, 3);
+    }
+}
