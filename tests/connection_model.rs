@@ -64,6 +64,19 @@ impl Write for Pipe {
         Ok(count)
     }
 
+    /// Like the kernel: goes on to the next buffer as long as there is room.
+    fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        let mut written = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            match self.write(buf) {
+                Ok(count) => written += count,
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -87,6 +100,15 @@ struct Echo;
 
 impl App for Echo {
     fn call(&self, mut request: Request) -> Answer {
+        if request.path() == "/ignore" {
+            return Answer::Ready(Response::text("ignored"));
+        }
+        if request.path() == "/some" {
+            return Answer::Later(Box::pin(async move {
+                let first = request.body_mut().chunk().await;
+                Response::text(if first.is_some() { "some" } else { "nothing" })
+            }));
+        }
         if request.method() == "POST" {
             return Answer::Later(Box::pin(async move {
                 match request.bytes().await {
@@ -94,6 +116,9 @@ impl App for Echo {
                     Err(error) => error.into_response(),
                 }
             }));
+        }
+        if let Some(size) = request.path().strip_prefix("/big/") {
+            return Answer::Ready(Response::text("b".repeat(size.parse().expect("a number"))));
         }
         Answer::Ready(Response::text(request.path().to_owned()))
     }
@@ -222,7 +247,8 @@ fn requests() -> impl Strategy<Value = Vec<String>> {
         }
         text + "0\r\n\r\n"
     });
-    proptest::collection::vec(prop_oneof![4 => get, 2 => post, 1 => chunked], 1..7)
+    let big = (0u32..300_000).prop_map(|n| format!("GET /big/{n} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    proptest::collection::vec(prop_oneof![8 => get, 4 => post, 2 => chunked, 1 => big], 1..7)
 }
 
 /// Patience for a client that pauses within everything it sends.
@@ -243,7 +269,7 @@ fn patient() -> Limits {
 /// The same exchange without any cut.
 fn reference(bytes: &[u8]) -> String {
     let mut world = World::new(patient());
-    world.open_window(1 << 20);
+    world.open_window(1 << 24);
     world.receive(bytes);
     world.output()
 }
@@ -273,7 +299,7 @@ proptest! {
                 break;
             }
         }
-        world.open_window(1 << 20);
+        world.open_window(1 << 24);
         prop_assert_eq!(world.output(), expected);
         let counts = world.site.ledger.counts();
         prop_assert_eq!(counts.begun, count);
@@ -291,7 +317,7 @@ proptest! {
         let bytes = requests.concat().into_bytes();
         let expected = reference(&bytes);
         let mut world = World::new(patient());
-        world.open_window(1 << 20);
+        world.open_window(1 << 24);
         let grace = ebbtide::internal::http::site::Grace {
             first_byte: Duration::from_secs(1),
             idle: Duration::from_secs(5),
@@ -331,9 +357,35 @@ proptest! {
 }
 
 #[test]
+fn a_body_that_nobody_reads_is_never_served_as_a_request() {
+    let framings = [("Transfer-Encoding: chunked", "1000\r\n"), ("Content-Length: 4096", "")];
+    for path in ["/ignore", "/some", "/too-large"] {
+        for (framing, start) in framings {
+            for first in [0, 1, 700] {
+                let mut world = World::new(Limits { body_bytes_max: 600, ..patient() });
+                world.open_window(1 << 20);
+                let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{start}");
+                world.receive(head.as_bytes());
+                world.receive("a".repeat(first).as_bytes());
+                world.pass(Duration::from_secs(3));
+                // Still within the body that was announced.
+                world.receive(b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n");
+                world.pass(Duration::from_secs(3));
+                world.receive(b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n");
+                let output = world.output();
+                let case = format!("{path}, {framing}, {first} bytes first:\n{output}");
+                assert!(!output.contains("smuggled"), "{case}");
+                assert!(output.matches("HTTP/1.1").count() <= 1, "{case}");
+                assert_eq!(world.site.ledger.counts().begun, 1, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_silent_connection_is_closed_at_the_end_of_its_time() {
     let mut world = World::new(Limits::default());
-    world.open_window(1 << 20);
+    world.open_window(1 << 24);
     world.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     world.pass(Duration::from_millis(1100));
     assert_eq!(world.booked, ConnectionState::Hibernating);
@@ -347,7 +399,7 @@ fn a_silent_connection_is_closed_at_the_end_of_its_time() {
 #[test]
 fn a_head_that_drips_is_timed_from_its_first_byte() {
     let mut world = World::new(Limits::default());
-    world.open_window(1 << 20);
+    world.open_window(1 << 24);
     for _ in 0..9 {
         world.receive(b"G");
         world.pipe.0.borrow_mut().inbound.clear();

@@ -12,7 +12,7 @@ use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::flow::{Flow, Verdict};
+use super::flow::{BodyOwner, Flow, Verdict};
 use super::message::{IntoResponse, Response};
 use super::service::panic_message;
 
@@ -214,6 +214,9 @@ pub struct RequestBody {
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, flow: Rc<Flow>, bytes_max: u64) -> RequestBody {
+        if !incoming.is_end_stream() {
+            flow.body.set(BodyOwner::Application);
+        }
         RequestBody { incoming, flow, allowed: bytes_max }
     }
 
@@ -278,6 +281,7 @@ impl HttpBody for RequestBody {
                 Poll::Pending
             }
             Poll::Ready(None) => {
+                self.flow.body.set(BodyOwner::Nobody);
                 self.flow.body_finished();
                 Poll::Ready(None)
             }
@@ -310,6 +314,9 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        if self.flow.body.get() == BodyOwner::Application && !self.incoming.is_end_stream() {
+            self.flow.body.set(BodyOwner::Dropped);
+        }
         self.flow.body_finished();
     }
 }

@@ -33,6 +33,10 @@ pub struct Flow {
     pub(super) opaque: Cell<bool>,
     /// What was there behind the last bytes that hyper was given.
     pub(super) ahead: Cell<Ahead>,
+    /// Who has the request's body.
+    pub(super) body: Cell<BodyOwner>,
+    /// Whether the last response head announced the close: no head is read after it.
+    pub(super) close_announced: Cell<bool>,
     stage: Cell<Stage>,
     /// How the request at hand is to be answered instead of by its handler.
     verdict: Cell<Option<Verdict>>,
@@ -59,6 +63,17 @@ pub enum Frame {
     Body(u64),
     /// Whatever comes.
     Stream,
+}
+
+/// Who has the body of the request at hand, or of the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyOwner {
+    /// The handler, or the response that it returned.
+    Application,
+    /// It was read to its end, or there was none.
+    Nobody,
+    /// It was dropped before its end: what the client still sends of it must not be read as a head.
+    Dropped,
 }
 
 /// What is there behind the bytes that hyper was given.
@@ -152,6 +167,8 @@ impl Flow {
             frame: Cell::new(Frame::Head),
             opaque: Cell::new(false),
             ahead: Cell::new(Ahead::default()),
+            body: Cell::new(BodyOwner::Nobody),
+            close_announced: Cell::new(false),
             stage: Cell::new(Stage::Idle),
             verdict: Cell::new(None),
             incoming: Cell::new(NO_BODY),
@@ -173,6 +190,12 @@ impl Flow {
     /// Whether no request is at hand (finished ones may still be on their way out).
     pub fn is_idle(&self) -> bool {
         self.stage.get() == Stage::Idle
+    }
+
+    /// Whether hyper holds nothing of the responses that are done.
+    pub fn is_written(&self) -> bool {
+        // Marks are set oldest first.
+        self.finished.borrow().back().is_none_or(|exchange| exchange.mark.is_some())
     }
 
     /// Whether nothing at all is left to send.
@@ -255,6 +278,17 @@ impl Flow {
             Frame::Body(_) | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
                 ahead.held > 0 || ahead.readable
             }
+        }
+    }
+
+    /// Whether some of the request's body is neither read nor in hand and nobody will read it: the
+    /// connection cannot go on.
+    pub(super) fn has_unwanted_body(&self) -> bool {
+        let is_dropped = self.body.get() == BodyOwner::Dropped;
+        match self.frame.get() {
+            Frame::Stream => is_dropped,
+            Frame::Body(rest) => is_dropped && rest > self.ahead.get().held,
+            Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => false,
         }
     }
 

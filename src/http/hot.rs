@@ -123,7 +123,7 @@ impl<T: Transport> Hot<T> {
         if let Some(ran) = self.overdue(now) {
             return ran;
         }
-        if self.flow.is_idle() && self.expects_head() {
+        if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
             if let Some(ran) = self.flush(now) {
                 return ran;
             }
@@ -173,11 +173,8 @@ impl<T: Transport> Hot<T> {
         }
         self.idle_since = now;
         self.head_since = None;
-        if self.flow.opaque.get() {
-            // Only hyper knows whether it holds some of the next head. Taking it apart tells.
-            return if self.flow.is_settled() { Ran::Hibernate } else { Ran::Wait(None) };
-        }
-        if !self.expects_head() {
+        let is_opaque = self.flow.opaque.get() && !self.flow.is_settled();
+        if !self.flow.is_written() || !self.expects_head() || is_opaque {
             return Ran::Wait(None);
         }
         match self.look_ahead(now) {
@@ -193,7 +190,12 @@ impl<T: Transport> Hot<T> {
 
     /// With no request at hand: what comes next?
     fn look_ahead(&mut self, now: Instant) -> Ahead {
+        if self.flow.close_announced.get() || self.flow.has_unwanted_body() {
+            // Whatever comes now is no request. hyper would find out at its next poll.
+            return Ahead::Is(Ran::Linger(Manner::Sending, ConnectionOutcome::ClosedAfterResponse));
+        }
         if self.flow.opaque.get() {
+            // Only hyper knows whether it holds some of the next head. Taking it apart tells.
             return if self.flow.is_settled() { Ahead::Is(Ran::Hibernate) } else { Ahead::Head };
         }
         let next = self.wire.borrow_mut().next_head(&self.flow);

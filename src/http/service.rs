@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
-use super::flow::{Flow, Frame, Verdict};
+use super::flow::{BodyOwner, Flow, Frame, Verdict};
 use super::message::{IntoResponse, Request, Response};
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use crate::ledger::RejectedCode;
@@ -66,6 +66,9 @@ impl Service<http::Request<Incoming>> for Gate {
                 self.flow.opaque.set(true);
             }
         }
+        // Until a handler gets it.
+        let is_over = request.body().is_end_stream();
+        self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
         if self.flow.opaque.get() {
             // hyper may already hold the beginning of what comes next: no telling heads from bodies.
             self.flow.frame.set(Frame::Stream);
@@ -238,18 +241,16 @@ impl Future for CallFuture {
         };
         let mut response = match self.flow.verdict() {
             // Also when the handler has just answered: a body over its limit is 413 whatever it says.
-            Some(verdict) => {
-                let mut response = verdict.response();
-                announce_close(response.headers_mut());
-                response
-            }
+            Some(verdict) => verdict.response(),
             None => ready!(handled),
         };
         let later = self.later.take();
         drop_quietly(&self.flow, later);
         let flow = &self.flow;
-        if flow.site().mode.get().announces() && !flow.has_surplus() {
+        let is_drained = flow.site().mode.get().announces() && !flow.has_surplus();
+        if is_drained || flow.verdict().is_some() || flow.has_unwanted_body() {
             announce_close(response.headers_mut());
+            flow.close_announced.set(true);
         }
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
