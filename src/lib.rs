@@ -4,17 +4,18 @@
 //! runtime. A server is a [`Router`] and [`Options`], bound and run:
 //!
 //! ```no_run
-//! use ebbtide::{Options, Request, Response, Router, Server, get, setup_signal_handlers};
+//! use ebbtide::{
+//!     Options, Report, Request, Response, Router, Server, StartError, get, setup_signal_handlers,
+//! };
 //!
 //! async fn hello(request: Request) -> Response {
 //!     Response::text(format!("Hello, {}!\n", request.param("name").unwrap_or("World")))
 //! }
 //!
-//! fn main() -> Result<(), ebbtide::StartError> {
+//! fn main() -> Result<Report, StartError> {
 //!     let signals = setup_signal_handlers()?;
 //!     let router = Router::new().route("/", get(hello)).route("/{name}", get(hello));
-//!     let report = Server::bind(Options::default(), router)?.with_signals(signals).run()?;
-//!     std::process::exit(i32::from(report.exit_status()))
+//!     Server::bind(Options::default(), router)?.with_signals(signals).run()
 //! }
 //! ```
 //!
@@ -77,6 +78,8 @@ mod report;
 mod server;
 mod signals;
 
+pub use ::bytes::Bytes;
+pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use app::{Handler, Methods, Router, any, delete, get, patch, post, put};
 pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{

@@ -63,8 +63,8 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     flush(&logger);
-    // Not a return from main: a thread that is stuck in a handler must not hold the exit.
-    std::process::exit(i32::from(status))
+    // The end of main ends the process, whatever a worker may be stuck in.
+    ExitCode::from(status)
 }
 
 fn start(config: &Config, logger: &Logger) -> Result<u8, StartError> {

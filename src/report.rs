@@ -1,5 +1,7 @@
 //! The report of a shutdown: what is said of it at its end, as one JSON object.
 
+use std::fmt;
+use std::process::{ExitCode, Termination};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -129,6 +131,28 @@ impl Report {
             "exit_status": self.exit_status,
         })
         .to_string()
+    }
+}
+
+/// One line: how long it took, and what became of the requests.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Shutdown complete in {:.3} s: {} answered, {} refused, {} cut, {} abandoned",
+            self.duration().as_secs_f64(),
+            self.counts.finished_as(RequestOutcome::Answered),
+            self.counts.finished_as(RequestOutcome::Refused),
+            self.counts.finished_as(RequestOutcome::Cut),
+            self.counts.finished_as(RequestOutcome::Abandoned),
+        )
+    }
+}
+
+/// A `main` may return its report: the process ends with its exit status.
+impl Termination for Report {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.exit_status)
     }
 }
 

@@ -43,20 +43,20 @@ async fn upload(mut request: Request) -> Result<Response, BodyError> {
 }
 
 /// Answers after a while, without holding its worker.
-async fn sleep_for(request: Request) -> Result<Response, Response> {
+async fn sleep_for(request: Request) -> Result<Response, Refusal> {
     let ms = number(&request, "ms", MILLISECONDS_MAX)?;
     sleep(Duration::from_millis(ms)).await;
     Ok(Response::text(format!("slept {ms} ms\n")))
 }
 
 /// Answers so many bytes, with a length.
-fn bytes(request: Request) -> Result<Response, Response> {
+fn bytes(request: Request) -> Result<Response, Refusal> {
     let left = number(&request, "n", BYTES_MAX)?;
     Ok(Body::new(Zeros { left }).into_response())
 }
 
 /// Streams so many chunks, with a pause before each but the first.
-fn stream(request: Request) -> Result<Response, Response> {
+fn stream(request: Request) -> Result<Response, Refusal> {
     let chunks = number(&request, "chunks", CHUNKS_MAX)?;
     let pause = Duration::from_millis(number(&request, "ms", MILLISECONDS_MAX)?);
     let body = Body::unfold(0, move |n| async move {
@@ -77,21 +77,23 @@ fn panic(_: Request) -> Response {
 
 /// Holds its worker's thread: what no handler should do, for seeing what it does.
 #[allow(clippy::disallowed_methods, reason = "blocking the thread is the purpose")]
-fn block(request: Request) -> Result<Response, Response> {
+fn block(request: Request) -> Result<Response, Refusal> {
     let ms = number(&request, "ms", MILLISECONDS_MAX)?;
     std::thread::sleep(Duration::from_millis(ms));
     Ok(Response::text(format!("blocked {ms} ms\n")))
 }
 
+/// A status and what was expected.
+type Refusal = (StatusCode, String);
+
 /// A number in the path, or the 400 that says what was expected.
-fn number(request: &Request, name: &str, max: u64) -> Result<u64, Response> {
+fn number(request: &Request, name: &str, max: u64) -> Result<u64, Refusal> {
     request
         .param(name)
         .and_then(|text| text.parse().ok())
         .filter(|number| *number <= max)
         .ok_or_else(|| {
-            let text = format!("{name} must be a whole number from 0 to {max}\n");
-            (StatusCode::BAD_REQUEST, text).into_response()
+            (StatusCode::BAD_REQUEST, format!("{name} must be a whole number from 0 to {max}\n"))
         })
 }
 

@@ -60,11 +60,26 @@ impl Body {
     ///     (n < 10).then(|| (format!("{n}\n").into(), n + 1))
     /// });
     /// ```
-    pub fn unfold<S, F, N>(state: S, next: N) -> Body
+    pub fn unfold<S, F, N>(state: S, mut next: N) -> Body
     where
         S: 'static,
         F: Future<Output = Option<(Bytes, S)>> + 'static,
         N: FnMut(S) -> F + 'static,
+    {
+        Body::try_unfold(state, move |state| {
+            let making = next(state);
+            async move { Ok::<_, std::convert::Infallible>(making.await) }
+        })
+    }
+
+    /// As [`unfold`](Body::unfold), for chunks that may fail to be made. Then the connection is ended
+    /// so that the client sees a truncated response.
+    pub fn try_unfold<S, F, N, E>(state: S, next: N) -> Body
+    where
+        S: 'static,
+        F: Future<Output = Result<Option<(Bytes, S)>, E>> + 'static,
+        N: FnMut(S) -> F + 'static,
+        E: Into<BoxError> + 'static,
     {
         Body(Kind::Stream(Box::pin(Unfold { next, state: UnfoldState::Ready(Some(state)) })))
     }
@@ -171,10 +186,11 @@ enum UnfoldState<S, F> {
 
 impl<S, F, N> Unpin for Unfold<S, F, N> {}
 
-impl<S, F, N> HttpBody for Unfold<S, F, N>
+impl<S, F, N, E> HttpBody for Unfold<S, F, N>
 where
-    F: Future<Output = Option<(Bytes, S)>>,
+    F: Future<Output = Result<Option<(Bytes, S)>, E>>,
     N: FnMut(S) -> F,
+    E: Into<BoxError>,
 {
     type Data = Bytes;
     type Error = BoxError;
@@ -192,12 +208,13 @@ where
                 }
                 UnfoldState::Making(making) => {
                     let made = ready!(making.as_mut().poll(cx));
-                    let Some((chunk, state)) = made else {
-                        self.state = UnfoldState::Ready(None);
-                        return Poll::Ready(None);
+                    let (state, frame) = match made {
+                        Ok(Some((chunk, state))) => (Some(state), Some(Ok(Frame::data(chunk)))),
+                        Ok(None) => (None, None),
+                        Err(error) => (None, Some(Err(error.into()))),
                     };
-                    self.state = UnfoldState::Ready(Some(state));
-                    return Poll::Ready(Some(Ok(Frame::data(chunk))));
+                    self.state = UnfoldState::Ready(state);
+                    return Poll::Ready(frame);
                 }
             }
         }

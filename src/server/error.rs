@@ -6,12 +6,18 @@ use std::io;
 use super::address::Address;
 
 /// Why a server could not start.
-#[derive(Debug)]
 pub enum StartError {
     /// An address could not be listened on.
     Listen { address: Address, source: io::Error },
     /// The system would not give what a server needs: descriptors, threads, signal handlers.
     System { what: &'static str, source: io::Error },
+}
+
+/// The sentence: what `main` prints when it returns the error.
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Display for StartError {

@@ -109,9 +109,7 @@ pub fn report(report: &Report) {
         event_type = "shutdown_report",
         exit_status = report.exit_status,
         "json:report" = json;
-        "Shutdown complete in {:.3} s: {} answered, {} refused, {} cut, {} abandoned",
-        report.duration().as_secs_f64(),
-        report.counts.finished[0], report.refused, report.cut, report.counts.finished[3]
+        "{report}"
     );
 }
 
