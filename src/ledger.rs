@@ -264,6 +264,17 @@ impl Counts {
         self.states[state as usize]
     }
 
+    /// The counters of a worker that will not count any more: in flight is what was begun and not
+    /// finished, and the connections that are open are cut. Exact even when the counters were read
+    /// in the middle of a turn.
+    #[must_use]
+    pub fn closed_by_cut(mut self) -> Counts {
+        self.in_flight = self.begun.saturating_sub(self.finished.iter().sum());
+        self.closed[ConnectionOutcome::Cut as usize] += self.open();
+        self.states = [0; 7];
+        self
+    }
+
     /// Adds another worker's counters.
     pub fn add(&mut self, other: &Counts) {
         fn each<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {

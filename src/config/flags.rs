@@ -65,7 +65,7 @@ fn program() -> clap::Command {
         .subcommand(clap::Command::new(SERVE).about("Serve until a signal (the default command)"))
         .subcommand(
             clap::Command::new(CHECK_CONFIG)
-                .about("Check the configuration: nothing and status 0, or what is wrong and 78"),
+                .about("Check the configuration: status 0, or what is wrong and 78"),
         )
         .subcommand(
             clap::Command::new(PRINT_CONFIG)

@@ -135,7 +135,7 @@ keys! {
         /// port alone of every TCP address here, unless the flag gives them.
         listen: Vec<Address> = "127.0.0.1:8080" in Addresses;
 
-        /// Where health, metrics and connections are shown to operators; `off` for nowhere.
+        /// Where health and metrics are shown to operators; `off` for nowhere.
         admin_listen: Option<Address> = "127.0.0.1:9464" in OrWord("off", At);
 
         /// Threads that serve clients. `auto` is one per core this process may use; 0 runs

@@ -79,8 +79,11 @@ impl<T: Transport> Hot<T> {
         self.wire.borrow_mut().socket.announce(readiness);
     }
 
+    /// Only an idle connection acts on it; for one at work it would look like a next request.
     pub fn recheck(&mut self) {
-        self.wire.borrow_mut().socket.recheck();
+        if self.flow.is_idle() {
+            self.wire.borrow_mut().socket.recheck();
+        }
     }
 
     pub fn refuse(&mut self) {

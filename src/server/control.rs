@@ -102,7 +102,16 @@ impl Control {
         }
         if before == Phase::Running {
             self.at_shutdown = self.status.counts();
-            narrate::initiated(&self.reason, self.at_shutdown.open(), self.at_shutdown.in_flight);
+            for worker in &self.workers {
+                // What was refused for overload before is no business of the shutdown.
+                let _before = worker.watch.take_lost();
+            }
+            let (open, in_flight) = (self.at_shutdown.open(), self.at_shutdown.in_flight);
+            if phase == Phase::Stopped {
+                narrate::forced(&self.reason, open, in_flight);
+            } else {
+                narrate::initiated(&self.reason, open, in_flight);
+            }
             self.next_tick = now + TICK_INTERVAL;
             self.handle.set_begun();
         }
@@ -245,16 +254,14 @@ impl Control {
     /// The report, once there is a verdict.
     pub fn report(&self, now: Instant) -> Report {
         let verdict = self.verdict.unwrap_or(Verdict::Stopped);
-        let mut counts = self.status.counts();
+        let mut counts = Counts::default();
         let mut lost = Vec::new();
         let mut lost_unnamed = 0;
         for worker in &self.workers {
-            let (named, more) = worker.watch.take_lost();
-            lost_unnamed += more;
-            lost.extend(named.into_iter().map(|request| LostLine::new(&request, now)));
-            if verdict == Verdict::Stopped {
-                lost_unnamed += settle_stuck(worker, &mut counts, &mut lost, now);
-            }
+            let (books, named, unnamed) = close_books(worker, now);
+            counts.add(&books);
+            lost.extend(named);
+            lost_unnamed += unnamed;
         }
         let refused = self.lost_since_begin(&counts, RequestOutcome::Refused);
         let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
@@ -288,27 +295,25 @@ impl Control {
     }
 }
 
-/// A worker that is stuck in a handler can not close its books: what it has in flight is cut by
-/// the end of the process. Returns how many of those requests nobody can name.
-fn settle_stuck(
-    worker: &WorkerView,
-    counts: &mut Counts,
-    lost: &mut Vec<LostLine>,
-    now: Instant,
-) -> u64 {
-    let in_flight = worker.ledger.in_flight();
-    if worker.pulse.quiet.load(Ordering::Acquire) || in_flight == 0 {
-        return 0;
+/// Closes a worker's books at the end: what it still has is cut by the end of the process, be it stuck
+/// in a handler or not asked to finish. Names what can be named; the number is of those that cannot.
+fn close_books(worker: &WorkerView, now: Instant) -> (Counts, Vec<LostLine>, u64) {
+    let mut counts = worker.ledger.counts().closed_by_cut();
+    let unfinished = std::mem::take(&mut counts.in_flight);
+    counts.finished[RequestOutcome::Cut as usize] += unfinished;
+    let (named, mut unnamed) = worker.watch.take_lost();
+    let mut lost: Vec<LostLine> = named.iter().map(|request| LostLine::new(request, now)).collect();
+    if unfinished > 0 {
+        let running =
+            worker.watch.running().map(|info| (info, "its handler, which holds the worker"));
+        let waiting = worker.watch.waiting().into_iter().map(|info| (info, "its handler"));
+        let before = lost.len();
+        lost.extend(running.into_iter().chain(waiting).map(|(info, waited_for)| {
+            LostLine::unfinished(info, RequestOutcome::Cut, waited_for, now)
+        }));
+        unnamed += unfinished.saturating_sub((lost.len() - before) as u64);
     }
-    counts.in_flight -= in_flight.min(counts.in_flight);
-    counts.finished[RequestOutcome::Cut as usize] += in_flight;
-    let running = worker.watch.running().map(|info| (info, "its handler, which holds the worker"));
-    let waiting = worker.watch.waiting().into_iter().map(|info| (info, "its handler"));
-    let before = lost.len();
-    lost.extend(running.into_iter().chain(waiting).map(|(info, waited_for)| {
-        LostLine::unfinished(info, RequestOutcome::Cut, waited_for, now)
-    }));
-    in_flight.saturating_sub((lost.len() - before) as u64)
+    (counts, lost, unnamed)
 }
 
 impl Host for Control {

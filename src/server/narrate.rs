@@ -30,6 +30,17 @@ pub fn initiated(reason: &str, connections: u64, requests: u64) {
     );
 }
 
+/// SIGQUIT to a server that was running.
+pub fn forced(reason: &str, connections: u64, requests: u64) {
+    log::warn!(
+        event_type = "shutdown_forced",
+        reason = reason,
+        connections = connections,
+        requests_in_flight = requests;
+        "Received {reason}, ending at once"
+    );
+}
+
 pub fn phase(phase: Phase, left: Option<Duration>) {
     log::info!(
         event_type = "shutdown_phase",
@@ -65,7 +76,7 @@ pub fn progress(
         connections = counts.open(),
         requests_in_flight = counts.in_flight,
         oldest = oldest.as_ref().map(|info| describe(info, now));
-        "Shutting down: {} requests in flight, {} connections open",
+        "Shutting down, requests in flight: {}, connections open: {}",
         counts.in_flight, counts.open()
     );
 }
@@ -98,7 +109,7 @@ pub fn snapshot(phase: Phase, counts: &Counts, workers: &[WorkerView], now: Inst
         requests_begun = counts.begun,
         requests_in_flight = counts.in_flight,
         oldest_requests = requests.join("; ");
-        "Snapshot: {} connections, {} requests in flight", counts.open(), counts.in_flight
+        "Snapshot, requests in flight: {}, connections open: {}", counts.in_flight, counts.open()
     );
 }
 
