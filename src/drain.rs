@@ -17,15 +17,22 @@ use std::time::{Duration, Instant};
 /// The phases, in the order in which they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Serving; no signal has come.
     Running,
+    /// Not ready any more, still accepting: load balancers are to notice.
     LameDuck,
+    /// Listeners are retired; requests in flight finish.
     Draining,
+    /// The end is near: handlers are told, late requests are refused, the rest is cut.
     Cancelling,
+    /// Connections are gone; clean-up steps run.
     CleaningUp,
+    /// Nothing is left to do.
     Stopped,
 }
 
 impl Phase {
+    /// All phases, in their order.
     pub const ALL: [Phase; 6] = [
         Phase::Running,
         Phase::LameDuck,
@@ -35,6 +42,7 @@ impl Phase {
         Phase::Stopped,
     ];
 
+    /// Its name in logs, metrics and the report.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Running => "running",
@@ -67,6 +75,7 @@ pub struct Policy {
 /// See [`Policy::in_flight`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InFlight {
+    /// They have until the deadline.
     Wait,
     /// `shutdown_wait_for_connections = false`: begin what has arrived, then cancel at once.
     Cancel,
@@ -75,6 +84,7 @@ pub enum InFlight {
 /// See [`Policy::at_deadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtDeadline {
+    /// What is left is ended, named and counted.
     Cut,
     /// `shutdown_force_after_timeout = false`: go on waiting for requests in flight.
     WaitOn,
@@ -116,13 +126,18 @@ impl Budget {
 /// The signals that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
+    /// SIGTERM: begins a shutdown, or takes it one step up.
     Terminate,
+    /// SIGINT: as SIGTERM, but somebody is waiting at a terminal.
     Interrupt,
+    /// SIGHUP: begins a shutdown; during one it is only logged.
     HangUp,
+    /// SIGQUIT: ends the process at once.
     Quit,
 }
 
 impl Signal {
+    /// Its name, as `signal(7)` has it.
     pub fn name(self) -> &'static str {
         match self {
             Signal::Terminate => "SIGTERM",

@@ -26,6 +26,7 @@ pub enum RequestOutcome {
 }
 
 impl RequestOutcome {
+    /// All outcomes; their positions are those of [`Counts::finished`].
     pub const ALL: [RequestOutcome; 4] = [
         RequestOutcome::Answered,
         RequestOutcome::Refused,
@@ -33,6 +34,7 @@ impl RequestOutcome {
         RequestOutcome::Abandoned,
     ];
 
+    /// Its name in metrics and the report.
     pub fn name(self) -> &'static str {
         match self {
             RequestOutcome::Answered => "answered",
@@ -65,6 +67,7 @@ pub enum ConnectionOutcome {
 }
 
 impl ConnectionOutcome {
+    /// All outcomes; their positions are those of [`Counts::closed`].
     pub const ALL: [ConnectionOutcome; 8] = [
         ConnectionOutcome::ClientClosed,
         ConnectionOutcome::ClosedAfterResponse,
@@ -76,6 +79,7 @@ impl ConnectionOutcome {
         ConnectionOutcome::Cut,
     ];
 
+    /// Its name in metrics and the report.
     pub fn name(self) -> &'static str {
         match self {
             ConnectionOutcome::ClientClosed => "client_closed",
@@ -93,16 +97,24 @@ impl ConnectionOutcome {
 /// What a connection is doing, in life order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
+    /// Accepted, no byte yet.
     New,
+    /// Part of a request's head has come.
     ReadingHead,
+    /// A request was begun and has no response head yet.
     Handling,
+    /// A response is on its way.
     Streaming,
+    /// Between two requests, hyper still in place.
     Idle,
+    /// Between two requests, a socket and a slot.
     Hibernating,
+    /// Closing: the last bytes go out, the client's are discarded.
     Lingering,
 }
 
 impl ConnectionState {
+    /// All states; their positions are those of [`Counts::states`].
     pub const ALL: [ConnectionState; 7] = [
         ConnectionState::New,
         ConnectionState::ReadingHead,
@@ -113,6 +125,7 @@ impl ConnectionState {
         ConnectionState::Lingering,
     ];
 
+    /// Its name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             ConnectionState::New => "new",
@@ -232,17 +245,21 @@ impl Ledger {
 /// The counters of one ledger, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Connections accepted.
     pub opened: u64,
     /// By [`ConnectionOutcome`], in the order of its `ALL`.
     pub closed: [u64; 8],
     /// By [`ConnectionState`], in the order of its `ALL`.
     pub states: [u64; 7],
+    /// Requests whose complete head reached the service.
     pub begun: u64,
+    /// Requests begun and not at their end.
     pub in_flight: u64,
     /// By [`RequestOutcome`], in the order of its `ALL`.
     pub finished: [u64; 4],
     /// By [`RejectedCode`], in the order of its `ALL`.
     pub rejected: [u64; 4],
+    /// Request bytes that arrived after our FIN.
     pub late_bytes: u64,
 }
 
@@ -252,14 +269,17 @@ impl Counts {
         self.opened.saturating_sub(self.closed.iter().sum())
     }
 
+    /// Connections that ended so.
     pub fn closed_as(&self, outcome: ConnectionOutcome) -> u64 {
         self.closed[outcome as usize]
     }
 
+    /// Requests that ended so.
     pub fn finished_as(&self, outcome: RequestOutcome) -> u64 {
         self.finished[outcome as usize]
     }
 
+    /// Connections that are doing so.
     pub fn in_state(&self, state: ConnectionState) -> u64 {
         self.states[state as usize]
     }

@@ -17,18 +17,21 @@ pub struct Report {
     pub reason: String,
     /// How long each phase took, in the order in which they came.
     pub phases: Vec<(Phase, Duration)>,
-    /// The whole budget, and what was left of it.
+    /// The whole budget.
     pub budget: Duration,
+    /// What was left of the budget at the end.
     pub budget_left: Duration,
     /// When the shutdown began.
     pub active_connections_at_shutdown: u64,
     /// The books at the end.
     pub counts: Counts,
-    /// Requests refused and cut since the shutdown began.
+    /// Requests refused since the shutdown began.
     pub refused: u64,
+    /// Requests cut since the shutdown began.
     pub cut: u64,
-    /// The refused and cut requests by name, and how many more there were.
+    /// The refused and cut requests by name, as many as were kept.
     pub lost: Vec<LostLine>,
+    /// How many more requests were refused or cut than `lost` names.
     pub lost_unnamed: u64,
     /// The status the process should end with.
     pub exit_status: u8,
@@ -66,7 +69,7 @@ impl LostLine {
             outcome: outcome.name(),
             method: info.method,
             path: info.path,
-            peer: info.peer,
+            peer: info.peer.to_string(),
             route: info.route,
             age_seconds: (age.as_secs_f64() * 1000.0).round() / 1000.0,
             waited_for,

@@ -11,6 +11,7 @@ use crate::http::service::Answer;
 
 /// A request handler. `Kind` only tells the two ways of writing one apart and is inferred.
 pub trait Handler<Kind>: Send + Sync + 'static {
+    /// Answers the request, at once or later.
     fn handle(&self, request: Request) -> Answer;
 }
 

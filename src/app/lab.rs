@@ -15,7 +15,9 @@ use crate::reactor::sleep::sleep;
 /// Whether the lab is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lab {
+    /// The routes do not exist.
     Off,
+    /// The routes are there, for whoever can reach the server.
     On {
         /// The limit of `/upload`, in bytes.
         upload_bytes_max: u64,

@@ -32,6 +32,7 @@ struct Entry {
 }
 
 impl Router {
+    /// A router without routes: every request is answered 404.
     pub fn new() -> Router {
         Router::default()
     }
@@ -173,26 +174,31 @@ impl Methods {
         self
     }
 
+    /// Adds a handler for GET, which also answers HEAD.
     #[must_use]
     pub fn get<K>(self, handler: impl Handler<K>) -> Methods {
         self.on(Method::GET, handler)
     }
 
+    /// Adds a handler for POST.
     #[must_use]
     pub fn post<K>(self, handler: impl Handler<K>) -> Methods {
         self.on(Method::POST, handler)
     }
 
+    /// Adds a handler for PUT.
     #[must_use]
     pub fn put<K>(self, handler: impl Handler<K>) -> Methods {
         self.on(Method::PUT, handler)
     }
 
+    /// Adds a handler for PATCH.
     #[must_use]
     pub fn patch<K>(self, handler: impl Handler<K>) -> Methods {
         self.on(Method::PATCH, handler)
     }
 
+    /// Adds a handler for DELETE.
     #[must_use]
     pub fn delete<K>(self, handler: impl Handler<K>) -> Methods {
         self.on(Method::DELETE, handler)

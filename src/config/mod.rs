@@ -36,8 +36,11 @@ use crate::server::Address;
 /// What the process was asked to do, and with which settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Invocation {
+    /// What to do.
     pub command: Command,
+    /// With which values, every one of them in range.
     pub config: Config,
+    /// Where each of them came from.
     pub sources: Sources,
 }
 

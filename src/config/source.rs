@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Where a value came from. Displays as it is named in errors and by `print-config`.
+#[allow(missing_docs, reason = "a variant's sentence explains its fields")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Nothing gave the key a value.
@@ -51,9 +52,11 @@ impl Sources {
 /// A key with its value in force, as one side of a contradiction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
+    /// Its name in the table.
     pub key: &'static str,
     /// The value as TOML.
     pub value: String,
+    /// What gave it the value.
     pub source: Source,
 }
 
@@ -65,6 +68,7 @@ impl fmt::Display for Setting {
 
 /// Why there is no configuration. Displays as one line that names the source, the value and what
 /// was expected.
+#[allow(missing_docs, reason = "a variant's sentence explains its fields")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigError {

@@ -340,7 +340,8 @@ impl Drop for RequestBody {
 
 impl fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("size", &self.incoming.size_hint()).finish()
+        let size = self.incoming.size_hint();
+        f.debug_struct("RequestBody").field("size", &size).finish_non_exhaustive()
     }
 }
 

@@ -48,6 +48,7 @@ enum Life<T: Transport + 'static> {
 struct Cold<T> {
     socket: Socket<T>,
     /// Some of a head, never empty. Boxed: most cold connections have none.
+    #[allow(clippy::box_collection, reason = "one word instead of three in each idle connection")]
     partial: Option<Box<Vec<u8>>>,
     /// Since when it is in this state: accepted, first byte of the head, or idle.
     since: Stamp,
@@ -63,8 +64,11 @@ enum Served {
 
 /// What every run of a connection gets to work with.
 pub struct Means<'a> {
+    /// What all connections of the listener share.
     pub site: &'a Rc<Site>,
+    /// The worker's buffers, for the time of the run.
     pub loan: &'a mut Loan,
+    /// How other threads wake the worker.
     pub remote: &'a Arc<Remote>,
     /// The connection's own key.
     pub key: Key,
@@ -132,6 +136,7 @@ impl<T: Transport> Connection<T> {
         }
     }
 
+    /// What it is doing, as the ledger and the metrics name it.
     pub fn state(&self) -> ConnectionState {
         match &self.life {
             Life::Cold(Cold { partial: Some(_), .. }) => ConnectionState::ReadingHead,
@@ -142,6 +147,7 @@ impl<T: Transport> Connection<T> {
         }
     }
 
+    /// Who is at the other end.
     pub fn peer(&self) -> Peer {
         self.peer
     }

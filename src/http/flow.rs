@@ -454,7 +454,7 @@ impl Exchange {
         RequestInfo {
             method: self.method.to_string(),
             path: self.path.clone(),
-            peer: peer.to_string(),
+            peer,
             route: self.route.as_ref().map(|route| route.template.clone()).unwrap_or_default(),
             begun: Some(self.begun),
         }

@@ -72,10 +72,12 @@ impl Request {
         self.params = params;
     }
 
+    /// The method, as sent.
     pub fn method(&self) -> &Method {
         &self.head.method
     }
 
+    /// The target: for most requests path and query, without scheme and host.
     pub fn uri(&self) -> &Uri {
         &self.head.uri
     }
@@ -90,10 +92,12 @@ impl Request {
         self.head.uri.query()
     }
 
+    /// HTTP/1.0 or HTTP/1.1.
     pub fn version(&self) -> Version {
         self.head.version
     }
 
+    /// All headers.
     pub fn headers(&self) -> &HeaderMap {
         &self.head.headers
     }
@@ -132,6 +136,7 @@ impl Request {
         self.flow.request_id()
     }
 
+    /// The body, to be read piece by piece.
     pub fn body_mut(&mut self) -> &mut RequestBody {
         &mut self.body
     }
@@ -201,6 +206,7 @@ impl Response {
             .with_header(http::header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))
     }
 
+    /// Sets the status.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Response {
         *self.0.status_mut() = status;
@@ -214,10 +220,12 @@ impl Response {
         self
     }
 
+    /// The status.
     pub fn status(&self) -> StatusCode {
         self.0.status()
     }
 
+    /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
         self.0.headers_mut()
     }
@@ -235,6 +243,7 @@ impl From<http::Response<Body>> for Response {
 
 /// What a handler may return.
 pub trait IntoResponse {
+    /// The response it stands for.
     fn into_response(self) -> Response;
 }
 

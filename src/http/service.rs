@@ -27,6 +27,7 @@ use crate::ledger::RejectedCode;
 
 /// What answers requests. Lives on one worker; neither it nor its futures need be `Send`.
 pub trait App {
+    /// Answers a request. May panic: the caller catches it.
     fn call(&self, request: Request) -> Answer;
 }
 
@@ -34,6 +35,7 @@ pub trait App {
 pub enum Answer {
     /// At once: costs no allocation.
     Ready(Response),
+    /// When the future is ready: the connection polls it.
     Later(Pin<Box<dyn Future<Output = Response>>>),
 }
 
@@ -182,11 +184,8 @@ impl Service<http::Request<Incoming>> for Call {
         if flow.verdict().is_some() {
             return self.future(None, None);
         }
-        let peer = flow.peer();
-        site.watch.call(site.now.get(), head.method.as_str(), head.uri.path(), |text| {
-            use std::fmt::Write;
-            write!(text, "{peer}").expect("writing to a string cannot fail");
-        });
+        let (method, path) = (head.method.as_str(), head.uri.path());
+        site.watch.call(site.now.get(), method, path, flow.peer());
         let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
         let request = Request::new(head, body, Rc::clone(flow));
         let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));

@@ -17,15 +17,22 @@ use crate::metrics::WorkerMetrics;
 
 /// Everything a connection needs besides its socket. One per listener and worker, single-threaded.
 pub struct Site {
+    /// What a client may send, and how slowly.
     pub limits: Limits,
+    /// What answers the requests.
     pub app: Rc<dyn App>,
+    /// The worker's books.
     pub ledger: Arc<Ledger>,
+    /// What the worker is working on, for control to read.
     pub watch: Arc<Watch>,
+    /// The worker's observations.
     pub metrics: RefCell<WorkerMetrics>,
     /// Requests answered in this turn. Their durations are taken at its end: what a handler did in
     /// the turn is then in them, at the price of what others did.
     pub answered: RefCell<Vec<AnsweredRequest>>,
+    /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// Where ids of requests come from that brought none.
     pub ids: RequestIds,
     /// Where [`Stamp`]s count from.
     pub epoch: Instant,
@@ -40,27 +47,35 @@ pub struct Site {
 /// What the metrics learn of a request.
 #[derive(Debug)]
 pub struct AnsweredRequest {
+    /// A label of its series.
     pub method: Method,
+    /// The other label.
     pub status: u16,
+    /// When its head was complete.
     pub begun: Instant,
 }
 
 /// Whether each finished request is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessLog {
+    /// Only what goes wrong is logged.
     Off,
+    /// One line per finished request.
     On,
 }
 
 /// How a worker treats its connections, by the shutdown's phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// No shutdown is under way.
     Serving,
     /// Lame duck: serving, but every response that can announces the close.
     Announcing,
     /// Listeners are retired. `since` is when that began.
     Draining {
+        /// When the worker was told.
         since: Instant,
+        /// What clients are granted that owe nothing.
         grace: Grace,
     },
     /// The deadline is near: idle connections close, an error response counts as refused.
@@ -80,7 +95,8 @@ pub struct Grace {
     pub spread: Duration,
 }
 
-/// hyper's HTTP/1 side for these limits: half-closed clients are answered, no timer, no pipeline_flush.
+/// hyper's HTTP/1 side for these limits: half-closed clients are answered, no timer, no
+/// `pipeline_flush`.
 pub fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -114,16 +130,19 @@ impl Site {
         }
     }
 
+    /// The turn's `now` as a stamp.
     pub fn stamp(&self) -> Stamp {
         self.stamp_of(self.now.get())
     }
 
+    /// An instant as a stamp; what was before the epoch counts as the epoch.
     pub fn stamp_of(&self, at: Instant) -> Stamp {
         let elapsed = at.saturating_duration_since(self.epoch);
         let tenths = elapsed.as_millis().div_ceil(u128::from(1000 / STAMPS_PER_SECOND));
         Stamp(u32::try_from(tenths).unwrap_or(u32::MAX))
     }
 
+    /// The instant that a stamp stands for.
     pub fn at(&self, stamp: Stamp) -> Instant {
         self.epoch + Duration::from_millis(u64::from(stamp.0) * u64::from(1000 / STAMPS_PER_SECOND))
     }
@@ -135,6 +154,7 @@ impl Mode {
         self != Mode::Serving
     }
 
+    /// Whether the deadline is near.
     pub fn is_cancelling(self) -> bool {
         matches!(self, Mode::Cancelling | Mode::Refusing)
     }
@@ -159,6 +179,7 @@ impl RequestIds {
         RequestIds { prefix, next: Cell::new(0) }
     }
 
+    /// An id that this site has not given out before.
     pub fn next(&self) -> String {
         let serial = self.next.get();
         self.next.set(serial.wrapping_add(1));

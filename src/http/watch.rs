@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::ledger::RequestOutcome;
+use crate::reactor::socket::Peer;
 
 /// One worker's requests, for readers on other threads.
 #[derive(Debug, Default)]
@@ -34,10 +35,12 @@ struct Running {
 /// What is told of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestInfo {
+    /// As sent.
     pub method: String,
     /// Without the query.
     pub path: String,
-    pub peer: String,
+    /// The client's address.
+    pub peer: Peer,
     /// The template of the matched route; empty until it is known.
     pub route: String,
     /// When its head was complete.
@@ -55,24 +58,26 @@ struct Lost {
 /// A request that the shutdown (or an overload) refused or cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostRequest {
+    /// Which request it was.
     pub info: RequestInfo,
+    /// Refused or cut.
     pub outcome: RequestOutcome,
     /// What it was doing when it was ended.
     pub waited_for: &'static str,
+    /// When it ended.
     pub at: Instant,
 }
 
 impl Watch {
     /// A handler is about to be called.
-    pub fn call(&self, begun: Instant, method: &str, path: &str, peer: impl FnOnce(&mut String)) {
+    pub fn call(&self, begun: Instant, method: &str, path: &str, peer: Peer) {
         let mut running = lock(&self.running);
         running.since = Some(begun);
         let info = &mut running.info;
         info.begun = Some(begun);
         refill(&mut info.method, method);
         refill(&mut info.path, path);
-        info.peer.clear();
-        peer(&mut info.peer);
+        info.peer = peer;
         info.route.clear();
     }
 

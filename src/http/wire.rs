@@ -62,14 +62,17 @@ pub enum Next {
     Complete(usize),
     /// The client has finished sending, and what is left is no complete head.
     End,
+    /// Bytes that are no head we take, and the answer to them.
     Rejected(RejectedCode),
 }
 
 impl Input {
+    /// What was received and not yet handed on.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
+    /// Whether nothing is at hand.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
@@ -160,14 +163,17 @@ pub struct Output {
 }
 
 impl Output {
+    /// All of `buffer`, to be sent.
     pub fn holding(buffer: Vec<u8>) -> Output {
         Output { buffer, start: 0 }
     }
 
+    /// Whether the kernel has taken everything.
     pub fn is_empty(&self) -> bool {
         self.start == self.buffer.len()
     }
 
+    /// What the kernel has not taken yet.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -214,6 +220,7 @@ pub struct Wire<T> {
 }
 
 impl<T: Transport> Wire<T> {
+    /// A wire on which hyper has written nothing yet.
     pub fn new(socket: Socket<T>, input: Input, limits: HeadLimits) -> Wire<T> {
         Wire {
             socket,

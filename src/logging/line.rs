@@ -21,14 +21,15 @@ pub(super) fn line(format: Format, at: SystemTime, record: &Record<'_>) -> Vec<u
     let at = humantime::format_rfc3339_millis(at.max(SystemTime::UNIX_EPOCH));
     let mut pairs = Pairs(Vec::new());
     // `Pairs` takes everything, so only a source that is broken fails, and then what came counts.
-    let _ = record.key_values().visit(&mut pairs);
+    let _incomplete = record.key_values().visit(&mut pairs);
     let event = pairs.0.iter().position(|(key, _)| key.as_str() == "event_type");
     let event = event.map(|index| pairs.0.remove(index).1);
 
     let mut line = Line { format, bytes: Vec::with_capacity(LINE_BYTES_USUAL) };
     line.head(&displayed(at), record);
     line.name("event_type");
-    let _ = event.as_ref().unwrap_or(&Value::from("log")).visit(&mut line);
+    // As with the source: of a value that fails, what it has shown counts.
+    let _incomplete = event.as_ref().unwrap_or(&Value::from("log")).visit(&mut line);
     let mut taken: Vec<Cow<'_, str>> =
         ["timestamp", "level", "message", "event_type"].map(Cow::from).to_vec();
     if event.is_none() {
@@ -49,7 +50,7 @@ pub(super) fn line(format: Format, at: SystemTime, record: &Record<'_>) -> Vec<u
         if is_json {
             line.json(&displayed(value));
         } else {
-            let _ = value.visit(&mut line);
+            let _incomplete = value.visit(&mut line);
         }
     }
     line.finish()
@@ -201,7 +202,7 @@ impl VisitValue<'_> for Line {
 /// an error of its own, this keeps what it had written until then.
 pub(super) fn displayed(value: impl fmt::Display) -> String {
     let mut text = String::new();
-    let _ = write!(text, "{value}");
+    let _incomplete = write!(text, "{value}");
     text
 }
 

@@ -80,6 +80,7 @@ impl<M> Mailbox<M> {
         self.queue.pop()
     }
 
+    /// Whether no message waits. For the reactor's own thread.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

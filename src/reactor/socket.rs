@@ -24,14 +24,16 @@ pub trait Transport: Read + Write {
     /// Bytes, and our FIN, that the peer has not acknowledged; `None` when that cannot be known.
     fn unacknowledged(&self) -> Option<usize>;
 
-    /// Makes the coming close send RST and drop the send queue (SO_LINGER 0).
+    /// Makes the coming close send RST and drop the send queue (`SO_LINGER` 0).
     fn reset_on_close(&self);
 }
 
 /// The streams clients connect with.
 #[derive(Debug)]
 pub enum Stream {
+    /// From a TCP listener.
     Tcp(TcpStream),
+    /// From a unix listener.
     Unix(UnixStream),
 }
 
@@ -126,10 +128,15 @@ impl mio::event::Source for Stream {
 pub struct Readiness(u8);
 
 impl Readiness {
+    /// Nothing is known.
     pub const NONE: Readiness = Readiness(0);
+    /// A read may find something.
     pub const READABLE: Readiness = Readiness(1);
+    /// A write may be taken.
     pub const WRITABLE: Readiness = Readiness(2);
+    /// The peer has finished sending; stays once it is set.
     pub const READ_CLOSED: Readiness = Readiness(4);
+    /// Closed in both directions, or an error is pending.
     pub const BROKEN: Readiness = Readiness(8);
 
     /// What an event says. An end of stream or an error is found by reading, so both also count
@@ -151,6 +158,7 @@ impl Readiness {
         bits
     }
 
+    /// Whether all of `bits` are set.
     pub fn has(self, bits: Readiness) -> bool {
         self.0 & bits.0 == bits.0
     }
@@ -285,17 +293,21 @@ impl<T: Transport> Socket<T> {
         self.readiness = self.readiness | Readiness::READABLE;
     }
 
+    /// The stream itself, for questions that are not about reading and writing.
     pub fn transport(&self) -> &T {
         &self.transport
     }
 }
 
 /// Who is at the other end, in 20 bytes: a slot keeps it for as long as its connection lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Peer {
+    /// Address and port.
     V4(Ipv4Addr, u16),
+    /// Address and port, without flow and scope.
     V6(Ipv6Addr, u16),
     /// A unix socket, whose clients have no address.
+    #[default]
     Local,
 }
 

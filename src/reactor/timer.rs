@@ -317,6 +317,7 @@ const _: () = assert!(
 const NIL: u32 = u32::MAX;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "any instant will do as the origin")]
 mod tests {
     use super::*;
 

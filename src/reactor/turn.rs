@@ -32,14 +32,17 @@ use super::task::{self, Local};
 pub struct Key(u64);
 
 impl Key {
+    /// The key of `token` in `space`.
     pub fn new(space: u8, token: Token) -> Key {
         Key(u64::from(space) << SPACE_SHIFT | token.to_bits())
     }
 
+    /// The space it was made with.
     pub fn space(self) -> u8 {
         self.0.to_be_bytes()[0]
     }
 
+    /// The token it was made with.
     pub fn token(self) -> Token {
         Token::from_bits(self.0)
     }

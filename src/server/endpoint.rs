@@ -250,11 +250,11 @@ impl Endpoint {
                     self.retiring = Retiring::Sweeping;
                     self.listeners.iter_mut().for_each(Listener::announce);
                 }
-                self.run_all(|connection| connection.recheck());
+                self.run_all(Connection::recheck);
             }
             Command::Cancel => {
                 self.enter(Mode::Cancelling);
-                self.run_all(|connection| connection.recheck());
+                self.run_all(Connection::recheck);
             }
             Command::Refuse => {
                 self.enter(Mode::Refusing);

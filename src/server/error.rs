@@ -8,9 +8,19 @@ use super::address::Address;
 /// Why a server could not start.
 pub enum StartError {
     /// An address could not be listened on.
-    Listen { address: Address, source: io::Error },
+    Listen {
+        /// As configured.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system would not give what a server needs: descriptors, threads, signal handlers.
-    System { what: &'static str, source: io::Error },
+    System {
+        /// What was asked of it, as in "cannot ...".
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// The sentence: what `main` prints when it returns the error.

@@ -30,7 +30,7 @@ pub enum PortUse {
 impl Bound {
     /// Binds one socket per worker to each of `addresses`.
     ///
-    /// Every worker has a socket of its own (SO_REUSEPORT: the kernel spreads connections over
+    /// Every worker has a socket of its own (`SO_REUSEPORT`: the kernel spreads connections over
     /// them by a hash). That option would also let another process of the same user bind the port
     /// unnoticed, so unless that is wanted a probe without the option must succeed first. For a
     /// unix socket the workers share one queue.

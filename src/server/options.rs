@@ -16,6 +16,7 @@ pub struct Options {
     pub listen: Vec<Address>,
     /// The address of health and metrics; `None`: no admin listener.
     pub admin_listen: Option<Address>,
+    /// How many threads serve clients.
     pub workers: Workers,
     /// Whether a successor of the same user may bind the same port while this server drains.
     pub reuse_port: bool,
@@ -24,12 +25,15 @@ pub struct Options {
     pub max_connections: Option<usize>,
     /// Threads for [`blocking`](crate::blocking).
     pub blocking_threads: usize,
+    /// What a client may send, and how slowly.
     pub limits: Limits,
+    /// How a shutdown goes.
     pub shutdown: Policy,
     /// The file that gets the shutdown's report.
     pub report_path: Option<PathBuf>,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// Where the health endpoints answer.
     pub health_on: HealthOn,
     /// The logger's counter of lost lines, for the metrics.
     pub log_lines_dropped: Option<Arc<AtomicU64>>,
@@ -47,6 +51,7 @@ pub enum Workers {
 /// Where the health endpoints answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthOn {
+    /// On the admin listener.
     AdminOnly,
     /// On the public listeners as well, unless the router has such paths of its own.
     Public,
