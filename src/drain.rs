@@ -8,9 +8,12 @@
 //!
 //! Invariants:
 //! 1. Phases only move to the right.
-//! 2. Every deadline lies within the budget T, counted from the first signal, unless the policy says
-//!    that the server may wait for ever; time that a phase does not need goes to the next.
+//! 2. Every deadline lies within the budget T, counted from the first signal, unless the policy
+//!    says that the server may wait for ever; time that a phase does not need goes to the next.
 //! 3. `stopped` is reached whatever the workers do: no order waits for an answer.
+
+// A new phase, order or signal must break the build where it is not thought of.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::time::{Duration, Instant};
 

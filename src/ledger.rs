@@ -177,6 +177,7 @@ pub struct Ledger {
     finished: [AtomicU64; 4],
     rejected: [AtomicU64; 4],
     late_bytes: AtomicU64,
+    cooled: AtomicU64,
 }
 
 impl Ledger {
@@ -220,6 +221,16 @@ impl Ledger {
         self.late_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 
+    /// A connection gave up its hyper state, which is most of its memory.
+    pub fn cooled(&self) {
+        add(&self.cooled);
+    }
+
+    /// How often that has happened.
+    pub fn cooled_so_far(&self) -> u64 {
+        self.cooled.load(Ordering::Relaxed)
+    }
+
     /// Requests begun and not yet at their end.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
@@ -257,7 +268,7 @@ pub struct Counts {
     pub in_flight: u64,
     /// By [`RequestOutcome`], in the order of its `ALL`.
     pub finished: [u64; 4],
-    /// By [`RejectedCode`], in the order of its `ALL`.
+    /// By status: 400, 408, 414, 431.
     pub rejected: [u64; 4],
     /// Request bytes that arrived after our FIN.
     pub late_bytes: u64,

@@ -35,35 +35,38 @@
 //!
 //! # The life of a request
 //!
-//! A worker's listener accepts a socket into a slot (`server/endpoint`). While it is *cold* it costs
-//! its slot and the bytes of an incomplete head (`http/connection`). With a complete head
-//! (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`, `http/wire`), parses
-//! the head and calls our service (`http/service`), which refuses what is no request, counts the rest
-//! (`http/tracking`) and calls the application with its panics caught. Bytes that hyper writes are
-//! collected and sent once its poll has returned; when the kernel has the last of them the request is
-//! *answered* (`http/flow`). After a moment of idleness hyper is dropped and the connection
-//! *hibernates*. It ends in a lingering close (`http/linger`), or in its client's.
+//! A worker's listener accepts a socket into a slot (`server/endpoint`). While it is *cold* it
+//! costs its slot and the bytes of an incomplete head (`http/connection`). With a complete head
+//! (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`, `http/wire`),
+//! parses the head and calls our service (`http/service`), which refuses what is no request, counts
+//! the rest (`http/tracking`) and calls the application with its panics caught. Bytes that hyper
+//! writes are collected and sent once its poll has returned; when the kernel has the last of them
+//! the request is *answered* (`http/flow`). After a moment of idleness hyper is dropped and the
+//! connection *hibernates*. It ends in a lingering close (`http/linger`), or in its client's.
 //!
 //! # The life of a shutdown
 //!
-//! A signal, or [`GracefulShutdown::shutdown`], reaches control (`server/control`), which feeds it to
-//! `drain`. Its orders go to the workers as mail: announce the close, retire the listeners and treat
-//! each connection by its state, cancel, refuse, cut. Control reads the workers' ledgers and never
-//! waits for a worker; what is left at the end of the budget is cut, named and counted, and
+//! A signal, or [`GracefulShutdown::shutdown`], reaches control (`server/control`), which feeds it
+//! to `drain`. Its orders go to the workers as mail: announce the close, retire the listeners and
+//! treat each connection by its state, cancel, refuse, cut. Control reads the workers' ledgers and
+//! never waits for a worker; what is left at the end of the budget is cut, named and counted, and
 //! [`Server::run`] returns the [`Report`].
 //!
 //! # Invariants
 //!
 //! 1. `opened = closed + open` and `begun = answered + refused + cut + abandoned + in_flight`, in
 //!    every ledger between any two turns of its worker.
-//! 2. hyper is given complete heads only, and nothing behind the request it is working on: bytes of a
-//!    next request are in our hands, and no announced close drops them.
+//! 2. hyper is given complete heads only, and nothing behind the request it is working on: bytes of
+//!    a next request are in our hands, and no announced close drops them.
 //! 3. Only a connection's worker touches it. Other threads send mail or read counters.
-//! 4. A turn reads the clock once for all that acts upon it. `drain`, `http/head`, `reactor/slots` and
-//!    `reactor/timer` never read it.
+//! 4. A turn reads the clock once for all that acts upon it. `drain`, `http/head`, `reactor/slots`
+//!    and `reactor/timer` never read it.
 //! 5. Every wait has an end: readiness that will be announced, a wake, or a deadline.
 //! 6. The library installs no signal handler, no logger and no global, reads no environment and
 //!    ends no process; two servers can live in one process.
+
+// Of the code that serves only: tests may unwrap, and measure from outside. See .clippy.toml.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod app;
 mod config;

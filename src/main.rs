@@ -1,4 +1,8 @@
-//! The `ebbtide` command: reads the configuration, serves, and turns the outcome into an exit status.
+//! The `ebbtide` command: reads the configuration, serves, and turns the outcome into an exit
+//! status.
+
+// As in the library: tests may unwrap, and measure from outside. See .clippy.toml.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -42,10 +46,9 @@ fn main() -> ExitCode {
 
 fn serve(config: &Config) -> ExitCode {
     let format = match config.log_format {
-        LogFormat::Json => logging::Format::Json,
         LogFormat::Text => logging::Format::Text,
         LogFormat::Auto if std::io::stderr().is_terminal() => logging::Format::Text,
-        LogFormat::Auto => logging::Format::Json,
+        LogFormat::Json | LogFormat::Auto => logging::Format::Json,
     };
     let logger = match logging::init(logging::Options { level: config.log_level, format }) {
         Ok(logger) => logger,

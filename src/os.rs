@@ -7,8 +7,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Bytes and FIN that the peer of a TCP socket has not acknowledged (`TIOCOUTQ`, `tcp(7)`: for TCP it
-/// counts from the oldest unacknowledged to the newest sequence number, and FIN takes one).
+/// Bytes and FIN that the peer of a TCP socket has not acknowledged (`TIOCOUTQ`, `tcp(7)`: for TCP
+/// it counts from the oldest unacknowledged to the newest sequence number, and FIN takes one).
 /// `None` when the kernel will not say.
 pub fn unacknowledged(socket: &impl AsFd) -> Option<usize> {
     let mut queued: libc::c_int = 0;

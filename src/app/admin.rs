@@ -1,8 +1,9 @@
 //! Health and metrics endpoints.
 //!
-//! `/livez` says that the process can answer, and nothing else: a restart must not be caused by what a
-//! restart does not mend. `/readyz` says whether to send new connections here; it turns 503 in the
-//! first moment of a shutdown. `/healthz` is the same under the name that older tools ask for.
+//! `/livez` says that the process can answer, and nothing else: a restart must not be caused by
+//! what a restart does not mend. `/readyz` says whether to send new connections here; it turns 503
+//! in the first moment of a shutdown. `/healthz` is the same under the name that older tools ask
+//! for.
 
 use std::fmt::Write;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! Routes for studying shutdown: slow ones, large ones, broken ones. Bounded, and switchable off
 //! with `lab_routes`: a public server has no use for them.
 
+#![allow(clippy::needless_pass_by_value, reason = "a handler is given its request")]
+
 use std::time::Duration;
 
 use bytes::Bytes;

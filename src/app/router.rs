@@ -102,7 +102,8 @@ impl fmt::Debug for Router {
     }
 }
 
-/// The parameters of a template, in order: what stands between braces, without the catch-all's star.
+/// The parameters of a template, in order: what stands between braces, without the catch-all's
+/// star.
 fn names(template: &str) -> Vec<String> {
     let unescaped = template.replace("{{", "").replace("}}", "");
     let mut names = Vec::new();

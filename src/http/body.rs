@@ -38,8 +38,8 @@ impl Body {
         Body(Kind::Empty)
     }
 
-    /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else the
-    /// response is chunked. When it fails, the connection is ended so that the client sees a
+    /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else
+    /// the response is chunked. When it fails, the connection is ended so that the client sees a
     /// truncated response and never a seemingly complete one.
     pub fn new<B>(body: B) -> Body
     where
@@ -49,8 +49,9 @@ impl Body {
         Body(Kind::Stream(Box::pin(Boxed(Box::pin(body)))))
     }
 
-    /// Streams chunks made one after the other: `next` gets the state and returns the next chunk and
-    /// the new state, or `None` at the end. The next chunk is asked for when the client can take it.
+    /// Streams chunks made one after the other: `next` gets the state and returns the next chunk
+    /// and the new state, or `None` at the end. The next chunk is asked for when the client can
+    /// take it.
     ///
     /// ```
     /// # use ebbtide::Body;
@@ -72,8 +73,8 @@ impl Body {
         })
     }
 
-    /// As [`unfold`](Body::unfold), for chunks that may fail to be made. Then the connection is ended
-    /// so that the client sees a truncated response.
+    /// As [`unfold`](Body::unfold), for chunks that may fail to be made. Then the connection is
+    /// ended so that the client sees a truncated response.
     pub fn try_unfold<S, F, N, E>(state: S, next: N) -> Body
     where
         S: 'static,
@@ -251,7 +252,8 @@ impl RequestBody {
     ///
     /// # Errors
     /// [`BodyError::TooLarge`] when it grows past its limit: whatever the handler then answers, the
-    /// client gets 413. [`BodyError::Broken`] when the client ends it early or sends what is no body.
+    /// client gets 413. [`BodyError::Broken`] when the client ends it early or sends what is no
+    /// body.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, BodyError>> {
         loop {
             let frame = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await?;

@@ -1,19 +1,20 @@
 //! One connection's life.
 //!
 //! ```text
-//!   accept ─► cold (new) ──complete head──► hot (handling ⇄ streaming ⇄ idle) ──close──► lingering ─► gone
-//!               ▲  │ part of a head: reading_head                 │
-//!               │  └──408, 414, 431, 400──► lingering             │
-//!               └── cold (hibernating) ◄──a moment idle───────────┘
+//! accept ─► cold (new)─complete head─► hot (handling ⇄ streaming ⇄ idle)─close─► lingering ─► gone
+//!             ▲  │ part of a head: reading_head              │
+//!             │  └──408, 414, 431, 400──► lingering          │
+//!             └── cold (hibernating) ◄──a moment idle────────┘
 //! ```
 //!
-//! *Cold* is a socket and perhaps some bytes. *Hot* is hyper with its buffers. A connection is run by
-//! the worker when its socket became ready, its task was woken or a deadline is due; a run does all
-//! that can be done and says until when to wait. It never blocks, and it moves at most
-//! [`TURN_BYTES_MAX`](super::limits::TURN_BYTES_MAX) bytes.
+//! *Cold* is a socket and perhaps some bytes. *Hot* is hyper with its buffers. A connection is run
+//! by the worker when its socket became ready, its task was woken or a deadline is due; a run does
+//! all that can be done and says until when to wait. It never blocks, and it moves at most
+//! `TURN_BYTES_MAX` (`limits.rs`) bytes.
 //!
-//! TLS, HTTP/2 and upgraded connections will be further variants of [`Life`].
+//! TLS, HTTP/2 and upgraded connections will be further variants of `Life`.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -63,6 +64,7 @@ enum Served {
 }
 
 /// What every run of a connection gets to work with.
+#[derive(Debug)]
 pub struct Means<'a> {
     /// What all connections of the listener share.
     pub site: &'a Rc<Site>,
@@ -154,8 +156,8 @@ impl<T: Transport> Connection<T> {
 
     /// Does what can be done now.
     pub fn run(&mut self, means: &mut Means<'_>) -> Step {
-        // A deadline that has passed changes the state, which has another deadline; each change goes
-        // forward in the life of the connection or begins a wait, so this ends.
+        // A deadline that has passed changes the state, which has another deadline; each change
+        // goes forward in the life of the connection or begins a wait, so this ends.
         loop {
             let step = match &mut self.life {
                 Life::Cold(_) => self.run_cold(means),
@@ -309,6 +311,13 @@ impl<T: Transport> Connection<T> {
     ) {
         let linger = Linger::new(socket, output, manner, outcome, site.now.get());
         self.life = Life::Lingering(Box::new(linger));
+    }
+}
+
+impl<T: Transport> fmt::Debug for Connection<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut connection = f.debug_struct("Connection");
+        connection.field("state", &self.state()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 

@@ -2,12 +2,13 @@
 //! and the connection share.
 //!
 //! hyper works on one request at a time, so there is at most one *current* exchange. When its body
-//! is done it is *finished*: hyper may still hold its last bytes, then we do. Once hyper has flushed
-//! into our buffer, the exchange is *marked* with the position of its end; once the kernel has
-//! accepted that position, it is answered.
+//! is done it is *finished*: hyper may still hold its last bytes, then we do. Once hyper has
+//! flushed into our buffer, the exchange is *marked* with the position of its end; once the kernel
+//! has accepted that position, it is answered.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -446,6 +447,13 @@ impl Flow {
         }
         exchange.path.clear();
         *self.spare.borrow_mut() = exchange.path;
+    }
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut flow = f.debug_struct("Flow");
+        flow.field("stage", &self.stage.get()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 

@@ -1,9 +1,10 @@
 //! Where a request head ends, and whether it may go on growing. Pure.
 //!
-//! hyper is only ever given complete heads; until then the bytes stay ours. That keeps a slow client
-//! at the price of its bytes, shows at any time whether bytes of a next request are in hand, and
-//! makes every verdict independent of how the bytes were cut into packets: it is the verdict of the
-//! first byte at which some rule is broken, whether that byte came alone or with all the others.
+//! hyper is only ever given complete heads; until then the bytes stay ours. That keeps a slow
+//! client at the price of its bytes, shows at any time whether bytes of a next request are in hand,
+//! and makes every verdict independent of how the bytes were cut into packets: it is the verdict of
+//! the first byte at which some rule is broken, whether that byte came alone or with all the
+//! others.
 //!
 //! The end of a head is found the way `httparse` (hyper's parser) finds it: leading empty lines are
 //! skipped (RFC 9112, 2.2), a line ends with LF or CRLF, the head ends with an empty line. What is
@@ -13,6 +14,7 @@
 use crate::ledger::RejectedCode;
 
 /// What a head may measure.
+#[allow(clippy::struct_field_names, reason = "each is a limit: unit before bound")]
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
     /// Bytes up to and including the empty line.

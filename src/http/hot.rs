@@ -117,7 +117,8 @@ impl<T: Transport> Hot<T> {
         ran
     }
 
-    /// Serves what there is to serve. `Wait` stands for any wait; [`wait`](Hot::wait) says how long.
+    /// Serves what there is to serve. `Wait` stands for any wait; [`wait`](Hot::wait) says how
+    /// long.
     fn advance(&mut self, site: &Site) -> Ran {
         let now = site.now.get();
         if self.wire.borrow().socket.is_broken() {
@@ -215,27 +216,23 @@ impl<T: Transport> Hot<T> {
         })
     }
 
-    /// Writes what hyper wrote; what the kernel has taken is answered. `Some` when the client is gone.
+    /// Writes what hyper wrote; what the kernel has taken is answered. `Some` when the client is
+    /// gone.
     fn flush(&mut self, now: Instant) -> Option<Ran> {
         let mut wire = self.wire.borrow_mut();
         let flushed = wire.flush();
         let position = wire.flushed();
         let is_stalled = !wire.output.is_empty() || wire.blocked;
         drop(wire);
-        match flushed {
-            Ok(moved) => {
-                if moved || !self.stalled {
-                    self.progress = now;
-                }
-                self.stalled = is_stalled;
-                self.flow.settle(position);
-                None
-            }
-            Err(_) => {
-                self.flow.settle(position);
-                Some(self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned))
-            }
+        self.flow.settle(position);
+        let Ok(moved) = flushed else {
+            return Some(self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned));
+        };
+        if moved || !self.stalled {
+            self.progress = now;
         }
+        self.stalled = is_stalled;
+        None
     }
 
     /// Acts on a deadline that has passed. `None`: there is none, or the request is to be answered

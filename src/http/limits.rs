@@ -23,12 +23,13 @@ pub struct Limits {
     pub keep_alive_timeout: Duration,
     /// Without a byte of a body that a handler waits for; then 408.
     pub body_stall_timeout: Duration,
-    /// Bytes per second of such a body, on average, once [`BODY_RATE_AFTER`] have passed; else 408.
+    /// Bytes per second of such a body, on average, once 10 s have passed; else 408.
     /// 0: no minimum.
     pub body_rate_min: u64,
     /// Without the client taking a byte of a response; then the connection is reset.
     pub write_stall_timeout: Duration,
-    /// From a complete head (or body, if the handler waits for it) to the response's head; then 503.
+    /// From a complete head (or body, if the handler waits for it) to the response's head; then
+    /// 503.
     pub request_timeout: Duration,
     /// Requests in flight on one worker; beyond: 503.
     pub in_flight_max: u64,
@@ -66,8 +67,9 @@ impl Limits {
 /// How long a body may take before its average rate matters.
 pub const BODY_RATE_AFTER: Duration = Duration::from_secs(10);
 
-/// How long a hot connection stays idle before its hyper state is dropped. A burst of requests never
-/// pays for the rebuilding (three allocations); a browser between two clicks costs only its slot.
+/// How long a hot connection stays idle before its hyper state is dropped. A burst of requests
+/// never pays for the rebuilding (three allocations); a browser between two clicks costs only its
+/// slot.
 pub const HIBERNATE_AFTER: Duration = Duration::from_secs(1);
 
 /// Bytes that one connection may read and write in one turn, so that no ready connection waits
@@ -83,7 +85,8 @@ pub const HYPER_BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// A response piece of this size is handed to the kernel as it is instead of being copied.
 pub const DIRECT_BYTES_MIN: usize = 16 * 1024;
 
-/// After the send queue is empty, how long a closing connection waits for the peer's next sign of life.
+/// After the send queue is empty, how long a closing connection waits for the peer's next sign of
+/// life.
 pub const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a closing connection may go on discarding what the peer sends.

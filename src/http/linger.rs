@@ -5,9 +5,10 @@
 //! connection is closed in steps: the output is written, FIN is sent, and what the client still
 //! sends is read and thrown away until it closes, too.
 //!
-//! While bytes are unacknowledged the write-stall limit rules; a client that takes nothing is reset, for
-//! a plain close would leave the kernel with the send queue. Once all is acknowledged, the client
-//! has a moment of silence to close in, and if it goes on sending, a longer but limited time.
+//! While bytes are unacknowledged the write-stall limit rules; a client that takes nothing is
+//! reset, for a plain close would leave the kernel with the send queue. Once all is acknowledged,
+//! the client has a moment of silence to close in, and if it goes on sending, a longer but limited
+//! time.
 
 use std::io;
 use std::rc::Rc;
@@ -145,12 +146,11 @@ impl<T: Transport> Linger<T> {
                         return Ok(Some(Lingering::Again));
                     }
                 }
-                Received::Nothing => return Ok(None),
                 Received::End if self.finished.is_some() => {
                     return Ok(Some(Lingering::Closed(self.outcome)));
                 }
-                // The client half-closed and still takes its response.
-                Received::End => return Ok(None),
+                // At the end: the client half-closed and still takes its response.
+                Received::Nothing | Received::End => return Ok(None),
             }
         }
     }

@@ -49,8 +49,8 @@ pub struct Params {
 pub const PARAMS_MAX: usize = 4;
 
 impl Params {
-    /// Remembers where `value`, a part of `path`, lies. Paths are shorter than 64 KiB: hyper answers
-    /// longer ones 414 itself.
+    /// Remembers where `value`, a part of `path`, lies. Paths are shorter than 64 KiB: hyper
+    /// answers longer ones 414 itself.
     pub fn set(&mut self, index: usize, path: &str, value: &str) {
         let start = value.as_ptr() as usize - path.as_ptr() as usize;
         let (Ok(start), Ok(length)) = (u16::try_from(start), u16::try_from(value.len())) else {
@@ -181,7 +181,8 @@ impl Response {
 
     /// 200 with `application/json`.
     ///
-    /// A value that JSON cannot express (a map with keys that are no text) is answered 500 and logged.
+    /// A value that JSON cannot express (a map with keys that are no text) is answered 500 and
+    /// logged.
     pub fn json(value: &impl serde::Serialize) -> Response {
         match serde_json::to_vec(value) {
             Ok(bytes) => Response::typed(JSON, bytes.into()),

@@ -1,10 +1,11 @@
 //! HTTP: the only place that names hyper.
 //!
-//! Reading order: [`connection`] (one connection's life), [`head`] (pure: where a request head ends),
-//! [`wire`] (the socket with its buffers, as hyper's `Read` and `Write`), [`flow`] (what happens to the
-//! request at hand), [`service`] (from hyper's call to the application's), [`tracking`] (who counts),
-//! [`linger`] (closing without losing the response), [`message`] and [`body`] (what handlers see),
-//! [`site`] (what all connections of a worker share), [`watch`] (what other threads may know).
+//! Reading order: [`connection`] (one connection's life), [`head`] (pure: where a request head
+//! ends), [`wire`] (the socket with its buffers, as hyper's `Read` and `Write`), [`flow`] (what
+//! happens to the request at hand), [`service`] (from hyper's call to the application's),
+//! [`tracking`] (who counts), [`linger`] (closing without losing the response), [`message`] and
+//! [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what
+//! other threads may know).
 //!
 //! Three rules hold throughout:
 //! 1. hyper is given complete heads only, and nothing behind the request it is working on. So the

@@ -1,12 +1,13 @@
 //! From hyper's call to the application's, and back.
 //!
 //! Outermost is the gate: what RFC 9112 forbids and hyper lets pass is answered there and never
-//! becomes a request. Then [`ConnectionTracking`] counts, then the [`Call`] runs the application with
-//! its panics caught and the server's verdicts applied. On the way back the response learns whether
-//! the connection closes after it.
+//! becomes a request. Then [`ConnectionTracking`] counts, then the `Call` runs the application
+//! with its panics caught and the server's verdicts applied. On the way back the response learns
+//! whether the connection closes after it.
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -37,6 +38,15 @@ pub enum Answer {
     Ready(Response),
     /// When the future is ready: the connection polls it.
     Later(Pin<Box<dyn Future<Output = Response>>>),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Answer::Ready(_) => "Ready",
+            Answer::Later(_) => "Later",
+        })
+    }
 }
 
 pub(super) type OutBody = TrackedBody<Body, Rc<Flow>>;
@@ -72,7 +82,8 @@ impl Service<http::Request<Incoming>> for Gate {
         let is_over = request.body().is_end_stream();
         self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
         if self.flow.opaque.get() {
-            // hyper may already hold the beginning of what comes next: no telling heads from bodies.
+            // hyper may already hold the beginning of what comes next: no telling heads from
+            // bodies.
             self.flow.frame.set(Frame::Stream);
         }
         match inspect(&request) {
@@ -239,7 +250,8 @@ impl Future for CallFuture {
             Some(_) => Poll::Pending,
         };
         let mut response = match self.flow.verdict() {
-            // Also when the handler has just answered: a body over its limit is 413 whatever it says.
+            // Also when the handler has just answered: a body over its limit is 413 whatever it
+            // says.
             Some(verdict) => verdict.response(),
             None => ready!(handled),
         };

@@ -1,7 +1,7 @@
 //! The middleware that counts requests: begun at the call, ended when the response's body is done.
 //!
-//! It wraps any [`hyper::service::Service`]. With an [`Arc<Ledger>`](Ledger) as its tracker it counts
-//! by itself, for use outside this server; inside, the tracker is the connection's
+//! It wraps any [`hyper::service::Service`]. With an [`Arc<Ledger>`](Ledger) as its tracker it
+//! counts by itself, for use outside this server; inside, the tracker is the connection's
 //! [`Flow`](super::flow::Flow), which knows more: a response is answered when the kernel has it.
 
 use std::future::Future;
@@ -39,8 +39,8 @@ pub enum End {
     Failed,
 }
 
-/// Counts `answered` at the end of the body and `abandoned` when it is dropped before; a failed body
-/// is `cut`.
+/// Counts `answered` at the end of the body and `abandoned` when it is dropped before; a failed
+/// body is `cut`.
 impl Tracker for Arc<Ledger> {
     fn begun(&self) {
         Ledger::begun(self);
@@ -179,7 +179,8 @@ pin_project! {
     impl<B: Body, T: Tracker> PinnedDrop for TrackedBody<B, T> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // hyper drops a body that reports its end without polling it, and one that may not be sent.
+            // hyper drops a body that reports its end without polling it, and one that may not be
+            // sent.
             if *this.bodiless || this.body.is_end_stream() {
                 this.guard.end(End::Complete);
             }

@@ -204,7 +204,8 @@ pub struct Wire<T> {
     pub(super) input: Input,
     pub(super) output: Output,
     limits: HeadLimits,
-    /// Bytes that hyper has written; those the kernel has accepted. `written - flushed` are in `output`.
+    /// Bytes that hyper has written; those the kernel has accepted. `written - flushed` are in
+    /// `output`.
     written: u64,
     flushed: u64,
     /// Bytes that may still move in this turn.
@@ -342,7 +343,8 @@ impl<T: Transport> Wire<T> {
             Frame::HeadRest(rest) if rest == count => flow.frame.set(Frame::HeadDone),
             Frame::HeadRest(rest) => flow.frame.set(Frame::HeadRest(rest - count)),
             Frame::Body(rest) => flow.frame.set(Frame::Body(rest - count as u64)),
-            // hyper sees the end of a head elsewhere than we do. It gets what there is, as it comes.
+            // hyper sees the end of a head elsewhere than we do. It gets what there is, as it
+            // comes.
             Frame::HeadDone => {
                 flow.frame.set(Frame::Stream);
                 flow.opaque.set(true);
@@ -421,7 +423,8 @@ impl<T: Transport> Write for Io<T> {
         self.wire.borrow_mut().write(bufs)
     }
 
-    /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never shrinks.
+    /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never
+    /// shrinks.
     fn is_write_vectored(&self) -> bool {
         true
     }

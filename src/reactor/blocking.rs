@@ -123,7 +123,8 @@ impl Shared {
 /// Runs `work` on a thread of its own kind and waits for its result without holding the worker.
 ///
 /// # Errors
-/// [`BlockingError::Busy`] when the queue is full, [`BlockingError::Panicked`] when `work` panicked.
+/// [`BlockingError::Busy`] when the queue is full, [`BlockingError::Panicked`] when `work`
+/// panicked.
 ///
 /// # Panics
 /// When called on a thread that runs no reactor.

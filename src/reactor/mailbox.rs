@@ -2,7 +2,7 @@
 //!
 //! A [`Remote`] is a reactor's bell and its list of woken keys; a [`Mailbox`] adds a queue of
 //! messages of the owner's choice. Both push first and ring afterwards: the order that
-//! [`Doorbell`](super::doorbell::Doorbell) asks for.
+//! `Doorbell` asks for.
 
 use std::io;
 use std::sync::Arc;

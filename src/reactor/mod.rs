@@ -1,8 +1,10 @@
-//! The reactor: one epoll, one thread, one turn at a time. It knows mio and time, and nothing of HTTP.
+//! The reactor: one epoll, one thread, one turn at a time. It knows mio and time, and nothing of
+//! HTTP.
 //!
 //! Reading order: [`turn`] (the loop and its numbered steps), [`socket`] (a stream with readiness
-//! bits), [`listener`], [`mailbox`] and [`doorbell`] (the only way in from another thread), [`task`] (what the
-//! reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and [`timer`] (pure).
+//! bits), [`listener`], [`mailbox`] and [`doorbell`] (the only way in from another thread),
+//! [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and
+//! [`timer`] (pure).
 //!
 //! What one may rely on:
 //! * The clock is read once a turn; everything in the turn sees the same `now`.

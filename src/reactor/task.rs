@@ -2,8 +2,8 @@
 //!
 //! The state is thread-local and exists while an [`Entered`] guard does. Wakes from the reactor's
 //! own thread are a push on a plain vector; wakes from elsewhere go through the
-//! [`Remote`](super::mailbox::Remote). A waker never refers to the connection it wakes, only to its key:
-//! one that outlives the connection finds a stale token and does nothing.
+//! [`Remote`]. A waker never refers to the connection it wakes, only to its
+//! key: one that outlives the connection finds a stale token and does nothing.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! The loop. One turn is:
 //!
-//! 1. say how long the thread may sleep: not at all while work is left, else until the next deadline;
+//! 1. say how long the thread may sleep: not at all while work is left, else until the next
+//!    deadline;
 //! 2. announce the sleep, look once more for wakes and mail that came meanwhile;
 //! 3. wait for readiness;
 //! 4. take `now`: the turn's only reading of the clock that anything may act upon;
@@ -118,11 +119,17 @@ impl Reactor {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
+    ///
+    /// # Panics
+    /// As [`registrar`](Reactor::registrar).
     pub fn watch(&self, source: &mut dyn mio::event::Source, key: Key) -> io::Result<()> {
         self.registrar().watch(source, key)
     }
 
     /// A handle that can add sources while the reactor itself is borrowed by its turn.
+    ///
+    /// # Panics
+    /// When no descriptor is left for the handle: it is a duplicate of the epoll instance's.
     pub fn registrar(&self) -> Registrar {
         Registrar(self.poll.registry().try_clone().expect("epoll descriptors can be duplicated"))
     }

@@ -33,8 +33,6 @@ pub enum ControlMail {
     Quiet,
     /// This worker's thread has ended by a fault of ours.
     WorkerLost(usize),
-    /// Much memory was freed.
-    Trim,
 }
 
 /// What control knows of a worker.
@@ -68,11 +66,21 @@ pub struct Control {
     pub at_shutdown: Counts,
     /// When control looks around next.
     pub next_tick: Instant,
-    /// When a worker last said that it freed much memory; `None` once it was given back.
-    pub trim_wanted: Option<Instant>,
+    pub trim: Trim,
     pub said_quiet: bool,
     /// The status to end with; `Some` ends the loop.
     pub verdict: Option<Verdict>,
+}
+
+/// When memory is given back.
+#[derive(Debug, Default)]
+pub struct Trim {
+    /// Hot connections that had been dropped at the last look.
+    cooled: u64,
+    /// When the number was last seen to change.
+    changed: Option<Instant>,
+    /// The number when memory was last given back.
+    trimmed: u64,
 }
 
 /// How the shutdown ended.
@@ -239,10 +247,16 @@ impl Control {
     /// Gives memory back once the burst that freed it is over, on a thread of its own: it takes
     /// milliseconds and locks the heaps.
     fn trim(&mut self, now: Instant) {
-        match self.trim_wanted {
-            Some(at) if now >= at + TRIM_QUIET => self.trim_wanted = None,
-            Some(_) | None => return,
+        let cooled = self.workers.iter().map(|worker| worker.ledger.cooled_so_far()).sum();
+        if cooled != self.trim.cooled {
+            self.trim.cooled = cooled;
+            self.trim.changed = Some(now);
         }
+        let is_over = self.trim.changed.is_some_and(|at| now >= at + TRIM_QUIET);
+        if !is_over || cooled < self.trim.trimmed + TRIM_AFTER {
+            return;
+        }
+        self.trim.trimmed = cooled;
         let spawned = std::thread::Builder::new()
             .name("ebbtide-trim".to_owned())
             .spawn(crate::os::trim_memory);
@@ -295,8 +309,9 @@ impl Control {
     }
 }
 
-/// Closes a worker's books at the end: what it still has is cut by the end of the process, be it stuck
-/// in a handler or not asked to finish. Names what can be named; the number is of those that cannot.
+/// Closes a worker's books at the end: what it still has is cut by the end of the process, be it
+/// stuck in a handler or not asked to finish. Names what can be named; the number is of those that
+/// cannot.
 fn close_books(worker: &WorkerView, now: Instant) -> (Counts, Vec<LostLine>, u64) {
     let mut counts = worker.ledger.counts().closed_by_cut();
     let unfinished = std::mem::take(&mut counts.in_flight);
@@ -368,7 +383,6 @@ impl Host for Control {
                     }
                 }
                 ControlMail::WorkerLost(index) => self.worker_lost(index, now),
-                ControlMail::Trim => self.trim_wanted = Some(now),
             }
         }
     }
@@ -390,10 +404,6 @@ impl Host for Control {
     fn finish(&mut self, now: Instant, worked: Duration) {
         for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
             endpoint.finish(now, worked);
-        }
-        let Some(public) = &mut self.public else { return };
-        if public.take_trim(now) {
-            self.trim_wanted = Some(now);
         }
         if !self.said_quiet && self.public.as_ref().is_some_and(Endpoint::is_quiet) {
             self.said_quiet = true;
@@ -436,5 +446,9 @@ const OVERTIME_INTERVAL: Duration = Duration::from_secs(5);
 /// A worker's turn that lasts longer is worth a warning.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 
-/// How long no worker may have freed much memory before it is given back.
-const TRIM_QUIET: Duration = Duration::from_millis(1500);
+/// How long no connection may have cooled: longer than an idle one stays hot, so that what a burst
+/// took is given back in one piece, and between two ticks.
+const TRIM_QUIET: Duration = Duration::from_millis(1800);
+
+/// Dropped hot connections (some 10 to 18 KiB each) that are worth it.
+const TRIM_AFTER: u64 = 16;

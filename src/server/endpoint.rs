@@ -43,16 +43,13 @@ pub struct Endpoint {
     loan: Loan,
     /// When the metrics were last flushed.
     flushed: Instant,
-    /// Hot connections dropped since memory was last given back.
-    cooled: u32,
-    /// When control was last told so.
-    trim_said: Instant,
 }
 
 /// A connection with what its endpoint knows of it.
 struct Slot {
     connection: Connection<Stream>,
-    /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier entry.
+    /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier
+    /// entry.
     deadline: Tick,
     /// The state under which the ledger has it.
     booked: ConnectionState,
@@ -118,8 +115,6 @@ impl Endpoint {
             due: Vec::new(),
             loan: Loan::new(site.limits.head_bytes_max),
             flushed: site.epoch,
-            cooled: 0,
-            trim_said: site.epoch,
             site: Rc::new(site),
         }
     }
@@ -228,17 +223,6 @@ impl Endpoint {
         self.retiring == Retiring::Done && self.slots.is_empty()
     }
 
-    /// Whether so much memory was freed that it should go back to the system. Says so once per
-    /// burst and second.
-    pub fn take_trim(&mut self, now: Instant) -> bool {
-        let is_due = self.cooled >= TRIM_AFTER && now >= self.trim_said + TRIM_SAID_INTERVAL;
-        if is_due {
-            self.cooled = 0;
-            self.trim_said = now;
-        }
-        is_due
-    }
-
     /// Does what control says.
     pub fn obey(&mut self, command: Command, now: Instant) {
         self.site.now.set(now);
@@ -282,8 +266,8 @@ impl Endpoint {
         self.site.mode.set(mode);
     }
 
-    /// When many connections are idle their closing is spread, so that their clients do not all come
-    /// back at once.
+    /// When many connections are idle their closing is spread, so that their clients do not all
+    /// come back at once.
     fn spread(&self, grace: Grace) -> Grace {
         let crowd = self.slots.len() >= CROWD_MIN;
         Grace { spread: if crowd { grace.idle / 10 } else { Duration::ZERO }, ..grace }
@@ -405,7 +389,9 @@ impl Endpoint {
             }
             Step::Again => enqueue(&mut self.runnable, slot, token),
             Step::Closed(outcome) => {
-                self.cooled += u32::from(was_hot);
+                if was_hot {
+                    self.site.ledger.cooled();
+                }
                 self.free(token, outcome);
                 return;
             }
@@ -414,7 +400,9 @@ impl Endpoint {
         if state != slot.booked {
             self.site.ledger.moved(slot.booked, state);
             slot.booked = state;
-            self.cooled += u32::from(was_hot && !is_hot(state));
+            if was_hot && !is_hot(state) {
+                self.site.ledger.cooled();
+            }
         }
     }
 
@@ -475,12 +463,6 @@ const LISTENER_SETTLE: Duration = Duration::from_millis(5);
 
 /// How stale the per-worker metrics may be.
 const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Hot connections (18 KiB each) whose end is worth giving memory back for.
-const TRIM_AFTER: u32 = 256;
-
-/// Control is told of freed memory at most this often.
-const TRIM_SAID_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Connections from which on closing them is spread.
 const CROWD_MIN: usize = 64;

@@ -43,7 +43,8 @@ impl GracefulShutdown {
         self.shared.control.post(ControlMail::Begin);
     }
 
-    /// Does what the signal would do, a second one included. An ordinary call: not for signal context.
+    /// Does what the signal would do, a second one included. An ordinary call: not for signal
+    /// context.
     pub fn signal_handler(&self, signal: Signal) {
         self.shared.control.post(ControlMail::Signal(signal));
     }

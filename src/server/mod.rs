@@ -18,7 +18,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use self::address::{Address, AddressError};
-use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
+use self::control::{ADMIN_SPACE, Control, ControlMail, Trim, WorkerView, signals_key};
 use self::endpoint::{Capacity, Command, Endpoint};
 pub use self::error::StartError;
 pub use self::handle::GracefulShutdown;
@@ -186,7 +186,7 @@ impl Server {
             reason: String::new(),
             at_shutdown: Counts::default(),
             next_tick: now + Duration::from_secs(1),
-            trim_wanted: None,
+            trim: Trim::default(),
             said_quiet: false,
             verdict: None,
         };

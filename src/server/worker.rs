@@ -172,9 +172,6 @@ impl Host for Worker {
     fn finish(&mut self, now: Instant, worked: Duration) {
         self.endpoint.finish(now, worked);
         self.pulse.end_turn();
-        if self.endpoint.take_trim(now) {
-            self.control.post(ControlMail::Trim);
-        }
         if !self.said_quiet && self.endpoint.is_quiet() {
             self.said_quiet = true;
             self.pulse.quiet.store(true, Ordering::Release);
