@@ -142,13 +142,18 @@ impl ConnectionState {
 /// The status of an answer to what never was a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectedCode {
+    /// 400: no valid request.
     BadRequest,
+    /// 408: not complete in time.
     RequestTimeout,
+    /// 414: the request line is too long.
     UriTooLong,
+    /// 431: the head is too large, or has too many fields.
     FieldsTooLarge,
 }
 
 impl RejectedCode {
+    /// Every code, in the order of [`Counts::rejected`].
     pub const ALL: [RejectedCode; 4] = [
         RejectedCode::BadRequest,
         RejectedCode::RequestTimeout,
@@ -156,6 +161,7 @@ impl RejectedCode {
         RejectedCode::FieldsTooLarge,
     ];
 
+    /// The status code on the wire.
     pub fn status(self) -> u16 {
         match self {
             RejectedCode::BadRequest => 400,

@@ -88,10 +88,12 @@ pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{
     Body, BodyError, ConnectionTracking, IntoResponse, Limits, Request, RequestBody, Response,
 };
-pub use ledger::{ConnectionOutcome, ConnectionState, Counts, Ledger, RequestOutcome};
+pub use ledger::{
+    ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
+};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::sleep::{Sleep, sleep};
-pub use report::Report;
+pub use report::{LostLine, Report};
 pub use server::{
     Address, AddressError, GracefulShutdown, HealthOn, Options, Server, StartError, Workers,
 };

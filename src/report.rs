@@ -40,12 +40,19 @@ pub struct Report {
 /// One request that was refused or cut.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LostLine {
+    /// `refused` or `cut`.
     pub outcome: &'static str,
+    /// As sent.
     pub method: String,
+    /// Without the query.
     pub path: String,
+    /// The client's address and port, or `unix`.
     pub peer: String,
+    /// The template of its route; empty when none matched.
     pub route: String,
+    /// From its complete head to its end.
     pub age_seconds: f64,
+    /// What it was doing when it was ended.
     pub waited_for: &'static str,
 }
 

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -243,7 +244,7 @@ fn requests() -> impl Strategy<Value = Vec<String>> {
         let mut text =
             "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
         for chunk in chunks {
-            text.push_str(&format!("{:x}\r\n{chunk}\r\n", chunk.len()));
+            write!(text, "{:x}\r\n{chunk}\r\n", chunk.len()).expect("strings take everything");
         }
         text + "0\r\n\r\n"
     });

@@ -48,8 +48,8 @@ struct Stuck {
 
 impl Write for Stuck {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = self.entered.send(());
-        let _ = self.release.recv();
+        let _test_is_over = self.entered.send(());
+        let _released = self.release.recv();
         self.memory.write(bytes)
     }
 
@@ -486,8 +486,8 @@ fn ended_well(mut child: Child) -> bool {
     let (end, ended) = mpsc::channel();
     // The child's end closes its stdout, and this can be waited for with a limit.
     thread::spawn(move || {
-        let _ = io::copy(&mut stdout, &mut io::sink());
-        let _ = end.send(());
+        let _copied = io::copy(&mut stdout, &mut io::sink());
+        let _test_is_over = end.send(());
     });
     if ended.recv_timeout(PATIENCE).is_err() {
         child.kill().expect("it is our child");

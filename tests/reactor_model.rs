@@ -194,7 +194,12 @@ impl SlotsPair {
 }
 
 /// The index at this share of the way through `len` things.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a rough place is good enough, and it lies within the length"
+)]
 fn pick(at: f64, len: usize) -> Option<usize> {
     len.checked_sub(1).map(|last| last.min((at * len as f64) as usize))
 }

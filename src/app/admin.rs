@@ -22,7 +22,7 @@ pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/healthz"];
 /// Adds the health endpoints to a router, except where it has routes of its own.
 pub fn with_health(mut router: Router, status: &Arc<Status>) -> Router {
     for path in HEALTH_PATHS {
-        if router.knows(path) {
+        if router.has_template(path) {
             continue;
         }
         let status = Arc::clone(status);

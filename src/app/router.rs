@@ -71,9 +71,10 @@ impl Router {
         self
     }
 
-    /// Whether a path has a route.
-    pub(crate) fn knows(&self, path: &str) -> bool {
-        self.matcher.at(path).is_ok()
+    /// Whether a route has exactly this template. A parameter that would match it does not count: the
+    /// fixed path goes before it.
+    pub(crate) fn has_template(&self, template: &str) -> bool {
+        self.routes.iter().any(|entry| entry.template == template)
     }
 
     /// The worker's own copy, ready to serve.

@@ -19,7 +19,7 @@ use super::message::{IntoResponse, Response, Route};
 use super::site::{AccessLog, AnsweredRequest, Site};
 use super::tracking::{End, Tracker};
 use super::watch::{LostRequest, RequestInfo, WatchKey};
-use crate::ledger::{ConnectionState, RequestOutcome};
+use crate::ledger::{ConnectionOutcome, ConnectionState, RequestOutcome};
 use crate::reactor::socket::Peer;
 use crate::reactor::turn::clock;
 
@@ -38,6 +38,8 @@ pub struct Flow {
     pub(super) body: Cell<BodyOwner>,
     /// Whether the last response head announced the close: no head is read after it.
     pub(super) close_announced: Cell<bool>,
+    /// Whether the gate turned the last head down.
+    pub(super) gate_rejected: Cell<bool>,
     stage: Cell<Stage>,
     /// How the request at hand is to be answered instead of by its handler.
     verdict: Cell<Option<Verdict>>,
@@ -151,6 +153,8 @@ struct Exchange {
     status: u16,
     bytes: u64,
     refused: bool,
+    /// Whether its handler waited for the body when the server decided over its head.
+    wanted_body: bool,
     /// Where its last byte lies in the connection's output, once hyper has written it.
     mark: Option<u64>,
     route: Option<Rc<Route>>,
@@ -170,6 +174,7 @@ impl Flow {
             ahead: Cell::new(Ahead::default()),
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
+            gate_rejected: Cell::new(false),
             stage: Cell::new(Stage::Idle),
             verdict: Cell::new(None),
             incoming: Cell::new(NO_BODY),
@@ -262,6 +267,9 @@ impl Flow {
     pub(super) fn judge(&self, verdict: Verdict) {
         if self.stage.get() == Stage::Handling && self.verdict.get().is_none() {
             self.verdict.set(Some(verdict));
+            if let Some(exchange) = self.current.borrow_mut().as_mut() {
+                exchange.wanted_body = self.incoming.get().awaited_since.is_some();
+            }
         }
     }
 
@@ -290,6 +298,15 @@ impl Flow {
             Frame::Stream => is_dropped,
             Frame::Body(rest) => is_dropped && rest > self.ahead.get().held,
             Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => false,
+        }
+    }
+
+    /// How a connection ends that closes after its last response.
+    pub(super) fn close_outcome(&self) -> ConnectionOutcome {
+        if self.gate_rejected.get() {
+            ConnectionOutcome::Rejected
+        } else {
+            ConnectionOutcome::ClosedAfterResponse
         }
     }
 
@@ -386,7 +403,9 @@ impl Flow {
             drop(finished);
             let refused = exchange.refused;
             let outcome = if refused { RequestOutcome::Refused } else { RequestOutcome::Answered };
-            self.close_exchange(exchange, outcome, "its handler");
+            let waited_for =
+                if exchange.wanted_body { WAITED_FOR_BODY } else { WAITED_FOR_HANDLER };
+            self.close_exchange(exchange, outcome, waited_for);
         }
     }
 
@@ -401,8 +420,8 @@ impl Flow {
         let current = self.current.take();
         if let Some(exchange) = current {
             let waited_for = match (exchange.status, self.incoming.get().awaited_since) {
-                (_, Some(_)) => "the request body",
-                (0, None) => "its handler",
+                (_, Some(_)) => WAITED_FOR_BODY,
+                (0, None) => WAITED_FOR_HANDLER,
                 (_, None) => "the response body",
             };
             self.close_exchange(exchange, outcome, waited_for);
@@ -457,6 +476,9 @@ impl fmt::Debug for Flow {
     }
 }
 
+const WAITED_FOR_BODY: &str = "the request body";
+const WAITED_FOR_HANDLER: &str = "its handler";
+
 impl Exchange {
     fn info(&self, peer: Peer) -> RequestInfo {
         RequestInfo {
@@ -498,6 +520,7 @@ impl Tracker for Rc<Flow> {
             status: 0,
             bytes: 0,
             refused: false,
+            wanted_body: false,
             mark: None,
             route: None,
             id: None,

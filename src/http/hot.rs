@@ -38,6 +38,8 @@ pub(super) struct Hot<T: Transport + 'static> {
     progress: Instant,
     /// Whether output waits for the client.
     stalled: bool,
+    /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
+    unacknowledged: usize,
 }
 
 /// What a run ended with.
@@ -72,6 +74,7 @@ impl<T: Transport> Hot<T> {
             head_since: None,
             progress: now,
             stalled: false,
+            unacknowledged: 0,
         }
     }
 
@@ -148,7 +151,7 @@ impl<T: Transport> Hot<T> {
             Ok(Poll::Pending) => self.pending(now),
             Ok(Poll::Ready(Ok(()))) => {
                 let manner = if self.expects_head() { Manner::Answered } else { Manner::Sending };
-                Ran::Linger(manner, ConnectionOutcome::ClosedAfterResponse)
+                Ran::Linger(manner, self.flow.close_outcome())
             }
             Ok(Poll::Ready(Err(error))) => self.failed(site, &error),
             Err(panic) => {
@@ -196,7 +199,7 @@ impl<T: Transport> Hot<T> {
     fn look_ahead(&mut self, now: Instant) -> Ahead {
         if self.flow.close_announced.get() || self.flow.has_unwanted_body() {
             // Whatever comes now is no request. hyper would find out at its next poll.
-            return Ahead::Is(Ran::Linger(Manner::Sending, ConnectionOutcome::ClosedAfterResponse));
+            return Ahead::Is(Ran::Linger(Manner::Sending, self.flow.close_outcome()));
         }
         if self.flow.opaque.get() {
             // Only hyper knows whether it holds some of the next head. Taking it apart tells.
@@ -223,6 +226,9 @@ impl<T: Transport> Hot<T> {
         let flushed = wire.flush();
         let position = wire.flushed();
         let is_stalled = !wire.output.is_empty() || wire.blocked;
+        if is_stalled && (!self.stalled || matches!(flushed, Ok(true))) {
+            self.unacknowledged = wire.socket.transport().unacknowledged().unwrap_or(0);
+        }
         drop(wire);
         self.flow.settle(position);
         let Ok(moved) = flushed else {
@@ -239,7 +245,8 @@ impl<T: Transport> Hot<T> {
     /// by the server.
     fn overdue(&mut self, now: Instant) -> Option<Ran> {
         let limits = &self.flow.site().limits;
-        if self.stalled && now >= self.progress + limits.write_stall_timeout {
+        if self.stalled && now >= self.progress + limits.write_stall_timeout && !self.is_taking(now)
+        {
             return Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut));
         }
         let (at, verdict) = self.flow.deadline()?;
@@ -252,6 +259,18 @@ impl<T: Transport> Hot<T> {
         }
         // The response has begun; its handler waits for a body that does not come.
         Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut))
+    }
+
+    /// Whether a client that let the kernel accept no more has taken something after all: the kernel
+    /// announces space only when a good part of the send buffer is free (`sk_stream_is_writeable`).
+    fn is_taking(&mut self, now: Instant) -> bool {
+        let left = self.wire.borrow().socket.transport().unacknowledged().unwrap_or(usize::MAX);
+        let is_taking = left < self.unacknowledged;
+        if is_taking {
+            self.progress = now;
+            self.unacknowledged = left;
+        }
+        is_taking
     }
 
     /// Until when to wait, or what to do when that is now.
@@ -283,6 +302,10 @@ impl<T: Transport> Hot<T> {
 
     /// hyper gave up: bad bytes, a failed body, a dead socket.
     fn failed(&mut self, site: &Site, error: &hyper::Error) -> Ran {
+        if error.is_parse_version_h2() {
+            // The one parse error that hyper leaves to its user to answer.
+            return Ran::Reject(RejectedCode::BadRequest, ConnectionOutcome::Rejected);
+        }
         if error.is_parse() {
             let code = if error.is_parse_too_large() {
                 RejectedCode::FieldsTooLarge

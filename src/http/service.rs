@@ -90,6 +90,8 @@ impl Service<http::Request<Incoming>> for Gate {
             Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
             Err(fault) => {
                 self.flow.site().ledger.rejected(fault);
+                self.flow.gate_rejected.set(true);
+                self.flow.close_announced.set(true);
                 GateFuture::Rejected
             }
         }

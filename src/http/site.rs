@@ -138,7 +138,7 @@ impl Site {
     /// An instant as a stamp; what was before the epoch counts as the epoch.
     pub fn stamp_of(&self, at: Instant) -> Stamp {
         let elapsed = at.saturating_duration_since(self.epoch);
-        let tenths = elapsed.as_millis().div_ceil(u128::from(1000 / STAMPS_PER_SECOND));
+        let tenths = elapsed.as_nanos().div_ceil(u128::from(1_000_000_000 / STAMPS_PER_SECOND));
         Stamp(u32::try_from(tenths).unwrap_or(u32::MAX))
     }
 

@@ -119,19 +119,16 @@ impl Reactor {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    ///
-    /// # Panics
-    /// As [`registrar`](Reactor::registrar).
     pub fn watch(&self, source: &mut dyn mio::event::Source, key: Key) -> io::Result<()> {
-        self.registrar().watch(source, key)
+        register(self.poll.registry(), source, key)
     }
 
     /// A handle that can add sources while the reactor itself is borrowed by its turn.
     ///
-    /// # Panics
-    /// When no descriptor is left for the handle: it is a duplicate of the epoll instance's.
-    pub fn registrar(&self) -> Registrar {
-        Registrar(self.poll.registry().try_clone().expect("epoll descriptors can be duplicated"))
+    /// # Errors
+    /// Those of `dup(2)`: no descriptor is left for the handle.
+    pub fn registrar(&self) -> io::Result<Registrar> {
+        Ok(Registrar(self.poll.registry().try_clone()?))
     }
 
     /// Makes this reactor the current one of the calling thread until the guard is dropped.
@@ -203,9 +200,18 @@ impl Registrar {
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn watch(&self, source: &mut dyn mio::event::Source, key: Key) -> io::Result<()> {
-        let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
-        mio::event::Source::register(source, &self.0, key.to_mio(), interest)
+        register(&self.0, source, key)
     }
+}
+
+/// Both directions from the first moment: a socket is never registered again.
+fn register(
+    registry: &mio::Registry,
+    source: &mut dyn mio::event::Source,
+    key: Key,
+) -> io::Result<()> {
+    let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
+    mio::event::Source::register(source, registry, key.to_mio(), interest)
 }
 
 /// The earlier of two optional instants.

@@ -121,9 +121,11 @@ impl Control {
                 narrate::initiated(&self.reason, open, in_flight);
             }
             self.next_tick = now + TICK_INTERVAL;
-            self.handle.set_begun();
         }
         self.status.set_phase(phase);
+        if before == Phase::Running {
+            self.handle.set_begun();
+        }
         self.phases.push((phase, now));
         self.publish(now);
         if phase != Phase::Stopped {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -126,7 +127,7 @@ fn bind_unix(path: &std::path::Path, workers: usize) -> io::Result<Vec<Bound>> {
     socket.set_nonblocking(true)?;
     match socket.bind(&address) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_socket(path) => {
             // A file left behind by a server that is gone answers nobody.
             let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             match probe.connect(&address) {
@@ -146,6 +147,11 @@ fn bind_unix(path: &std::path::Path, workers: usize) -> io::Result<Vec<Bound>> {
     }
     all.push(bound(socket));
     Ok(all)
+}
+
+/// connect(2) to a file that is no socket is refused as well: such a file is somebody's data.
+fn is_socket(path: &std::path::Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Connections that may wait to be accepted. The kernel cuts it down to `net.core.somaxconn`.

@@ -206,17 +206,25 @@ impl Server {
                 id_prefix: 0,
             };
             let capacity = Capacity::new(ADMIN_CONNECTIONS_MAX);
-            let mut admin = self.endpoint(ADMIN_SPACE, site, capacity);
+            let mut admin = self.endpoint(ADMIN_SPACE, site, capacity)?;
             admin.listen(bound)?;
             control.admin = Some(admin);
         }
         Ok(control)
     }
 
-    fn endpoint(&self, space: u8, site: SiteSetup, capacity: Arc<Capacity>) -> Endpoint {
-        let now = self.reactor.now();
+    fn endpoint(
+        &self,
+        space: u8,
+        site: SiteSetup,
+        capacity: Arc<Capacity>,
+    ) -> Result<Endpoint, StartError> {
+        let registrar = self
+            .reactor
+            .registrar()
+            .map_err(|source| StartError::System { what: "duplicate a descriptor", source })?;
         let remote = Arc::clone(self.reactor.remote());
-        Endpoint::new(space, site.into_site(now), remote, self.reactor.registrar(), capacity)
+        Ok(Endpoint::new(space, site.into_site(self.reactor.now()), remote, registrar, capacity))
     }
 
     /// `workers = 0`: the public endpoint on this thread.
@@ -229,7 +237,7 @@ impl Server {
             std::mem::take(&mut self.views).into_iter().zip(std::mem::take(&mut self.bound))
         {
             control.workers.push(view(&site, &pulse, None));
-            let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity));
+            let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity))?;
             public.listen(bound)?;
             control.public = Some(public);
         }

@@ -112,11 +112,14 @@ impl Worker {
         let reactor = Reactor::new()
             .map_err(|source| StartError::System { what: "open an epoll instance", source })?;
         let remote = Arc::clone(reactor.remote());
+        let registrar = reactor
+            .registrar()
+            .map_err(|source| StartError::System { what: "duplicate a descriptor", source })?;
         let mut endpoint = Endpoint::new(
             PUBLIC_SPACE,
             setup.site.into_site(reactor.now()),
             Arc::clone(&remote),
-            reactor.registrar(),
+            registrar,
             setup.capacity,
         );
         endpoint.listen(setup.bound)?;
