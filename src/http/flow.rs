@@ -29,9 +29,6 @@ pub struct Flow {
     peer: Peer,
     /// What hyper may be given next.
     pub(super) frame: Cell<Frame>,
-    /// Whether hyper may hold bytes behind the request at hand: a chunked body's end is known only
-    /// to hyper. Set until the connection is rebuilt.
-    pub(super) opaque: Cell<bool>,
     /// What was there behind the last bytes that hyper was given.
     pub(super) ahead: Cell<Ahead>,
     /// Who has the request's body.
@@ -64,8 +61,11 @@ pub enum Frame {
     HeadDone,
     /// This many bytes of a body.
     Body(u64),
-    /// Whatever comes.
-    Stream,
+    /// The rest of a chunked body, as far as its framing says.
+    Chunked,
+    /// Whatever comes: hyper and we disagree on where something ends. The connection closes after
+    /// the request at hand.
+    Anything,
 }
 
 /// Who has the body of the request at hand, or of the last one.
@@ -170,7 +170,6 @@ impl Flow {
             site,
             peer,
             frame: Cell::new(Frame::Head),
-            opaque: Cell::new(false),
             ahead: Cell::new(Ahead::default()),
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
@@ -281,8 +280,7 @@ impl Flow {
     pub(super) fn has_surplus(&self) -> bool {
         let ahead = self.ahead.get();
         match self.frame.get() {
-            _ if self.opaque.get() => true,
-            Frame::Stream => true,
+            Frame::Chunked | Frame::Anything => true,
             Frame::Body(rest) if rest > 0 => ahead.held > rest,
             Frame::Body(_) | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
                 ahead.held > 0 || ahead.readable
@@ -290,12 +288,13 @@ impl Flow {
         }
     }
 
-    /// Whether some of the request's body is neither read nor in hand and nobody will read it: the
-    /// connection cannot go on.
+    /// Whether some of the request's body is neither read nor in hand and nobody will read it, or its
+    /// end is not known: the connection cannot go on.
     pub(super) fn has_unwanted_body(&self) -> bool {
         let is_dropped = self.body.get() == BodyOwner::Dropped;
         match self.frame.get() {
-            Frame::Stream => is_dropped,
+            Frame::Anything => true,
+            Frame::Chunked => is_dropped,
             Frame::Body(rest) => is_dropped && rest > self.ahead.get().held,
             Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => false,
         }

@@ -180,8 +180,7 @@ impl<T: Transport> Hot<T> {
         }
         self.idle_since = now;
         self.head_since = None;
-        let is_opaque = self.flow.opaque.get() && !self.flow.is_settled();
-        if !self.flow.is_written() || !self.expects_head() || is_opaque {
+        if !self.flow.is_written() || !self.expects_head() {
             return Ran::Wait(None);
         }
         match self.look_ahead(now) {
@@ -192,7 +191,7 @@ impl<T: Transport> Hot<T> {
 
     /// Whether what the client sends next is a head: nothing of its last request is outstanding.
     fn expects_head(&self) -> bool {
-        matches!(self.flow.frame.get(), Frame::Head | Frame::Body(0)) || self.flow.opaque.get()
+        matches!(self.flow.frame.get(), Frame::Head | Frame::Body(0) | Frame::Anything)
     }
 
     /// With no request at hand: what comes next?
@@ -200,10 +199,6 @@ impl<T: Transport> Hot<T> {
         if self.flow.close_announced.get() || self.flow.has_unwanted_body() {
             // Whatever comes now is no request. hyper would find out at its next poll.
             return Ahead::Is(Ran::Linger(Manner::Sending, self.flow.close_outcome()));
-        }
-        if self.flow.opaque.get() {
-            // Only hyper knows whether it holds some of the next head. Taking it apart tells.
-            return if self.flow.is_settled() { Ahead::Is(Ran::Hibernate) } else { Ahead::Head };
         }
         let next = self.wire.borrow_mut().next_head(&self.flow);
         Ahead::Is(match next {

@@ -1,7 +1,7 @@
 //! HTTP: the only place that names hyper.
 //!
-//! Reading order: [`connection`] (one connection's life), [`head`] (pure: where a request head
-//! ends), [`wire`] (the socket with its buffers, as hyper's `Read` and `Write`), [`flow`] (what
+//! Reading order: [`connection`] (one connection's life), [`head`] and `chunked` (pure: where a
+//! request head and a chunked body end), [`wire`] (the socket with its buffers, as hyper's `Read` and `Write`), [`flow`] (what
 //! happens to the request at hand), [`service`] (from hyper's call to the application's),
 //! [`tracking`] (who counts), [`linger`] (closing without losing the response), [`message`] and
 //! [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what
@@ -10,12 +10,13 @@
 //! Three rules hold throughout:
 //! 1. hyper is given complete heads only, and nothing behind the request it is working on. So the
 //!    bytes of a next request are always in our hands, and announcing a close loses none of them.
-//!    (After a chunked request hyper may hold some; such a connection is rebuilt when it is idle.)
+//!    (Should hyper and we ever disagree on where something ends, the connection closes after it.)
 //! 2. hyper's `graceful_shutdown`, timers and `pipeline_flush` are not used: each loses requests or
 //!    responses on HTTP/1, or does not do what its name says without a runtime.
 //! 3. Bytes that hyper "wrote" are in our buffer; a response is answered when the kernel has them.
 
 pub mod body;
+mod chunked;
 pub mod connection;
 pub mod flow;
 pub mod head;

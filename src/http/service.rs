@@ -71,21 +71,15 @@ impl Service<http::Request<Incoming>> for Gate {
 
     fn call(&self, request: http::Request<Incoming>) -> GateFuture {
         match request.body().size_hint().exact() {
+            // Once hyper may hold bytes of what comes next, there is no telling heads from bodies.
+            _ if self.flow.frame.get() == Frame::Anything => {}
             Some(0) => self.flow.frame.set(Frame::Head),
             Some(length) => self.flow.frame.set(Frame::Body(length)),
-            None => {
-                self.flow.frame.set(Frame::Stream);
-                self.flow.opaque.set(true);
-            }
+            None => self.flow.frame.set(Frame::Chunked),
         }
         // Until a handler gets it.
         let is_over = request.body().is_end_stream();
         self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
-        if self.flow.opaque.get() {
-            // hyper may already hold the beginning of what comes next: no telling heads from
-            // bodies.
-            self.flow.frame.set(Frame::Stream);
-        }
         match inspect(&request) {
             Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
             Err(fault) => {

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
+use super::chunked::Chunked;
 use super::flow::{Ahead, Flow, Frame};
 use super::head::{Head, HeadLimits, examine};
 use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
@@ -210,6 +211,8 @@ pub struct Wire<T> {
     flushed: u64,
     /// Bytes that may still move in this turn.
     budget: usize,
+    /// Where in a chunked body hyper is; at its beginning when there is none.
+    chunked: Chunked,
     /// Whether `output` is the worker's buffer.
     lent: bool,
     /// Whether the budget stopped something: the connection must run again.
@@ -231,6 +234,7 @@ impl<T: Transport> Wire<T> {
             written: 0,
             flushed: 0,
             budget: 0,
+            chunked: Chunked::new(),
             lent: false,
             yielded: false,
             blocked: false,
@@ -298,7 +302,12 @@ impl<T: Transport> Wire<T> {
     }
 
     /// Hands at most `limit` bytes to hyper. Zero means the end of stream.
-    fn hand_over(&mut self, mut cursor: ReadBufCursor<'_>, limit: u64) -> Poll<io::Result<usize>> {
+    fn hand_over(
+        &mut self,
+        mut cursor: ReadBufCursor<'_>,
+        frame: Frame,
+        limit: u64,
+    ) -> Poll<io::Result<usize>> {
         if self.budget == 0 {
             self.yielded = true;
             return Poll::Pending;
@@ -311,7 +320,10 @@ impl<T: Transport> Wire<T> {
             }
         }
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let count = self.input.bytes().len().min(cursor.remaining()).min(limit);
+        let mut count = self.input.bytes().len().min(cursor.remaining()).min(limit);
+        if frame == Frame::Chunked {
+            count = self.chunked.take(&self.input.bytes()[..count]);
+        }
         cursor.put_slice(&self.input.bytes()[..count]);
         self.input.consume(count);
         self.budget = self.budget.saturating_sub(count);
@@ -336,20 +348,24 @@ impl<T: Transport> Wire<T> {
         let limit = match flow.frame.get() {
             Frame::HeadRest(rest) => rest as u64,
             Frame::Body(rest) => rest,
-            Frame::Head | Frame::HeadDone | Frame::Stream => u64::MAX,
+            Frame::Head | Frame::HeadDone | Frame::Chunked | Frame::Anything => u64::MAX,
         };
-        let Poll::Ready(count) = self.hand_over(cursor, limit)? else { return Poll::Pending };
+        let Poll::Ready(count) = self.hand_over(cursor, flow.frame.get(), limit)? else {
+            return Poll::Pending;
+        };
         match flow.frame.get() {
-            Frame::HeadRest(rest) if rest == count => flow.frame.set(Frame::HeadDone),
+            Frame::HeadRest(rest) if rest == count => {
+                flow.frame.set(Frame::HeadDone);
+                self.chunked = Chunked::new();
+            }
             Frame::HeadRest(rest) => flow.frame.set(Frame::HeadRest(rest - count)),
             Frame::Body(rest) => flow.frame.set(Frame::Body(rest - count as u64)),
             // hyper sees the end of a head elsewhere than we do. It gets what there is, as it
             // comes.
-            Frame::HeadDone => {
-                flow.frame.set(Frame::Stream);
-                flow.opaque.set(true);
-            }
-            Frame::Head | Frame::Stream => {}
+            Frame::HeadDone => flow.frame.set(Frame::Anything),
+            Frame::Chunked if self.chunked.is_done() => flow.frame.set(Frame::Head),
+            Frame::Chunked if self.chunked.is_broken() => flow.frame.set(Frame::Anything),
+            Frame::Head | Frame::Chunked | Frame::Anything => {}
         }
         flow.ahead.set(Ahead {
             held: self.input.bytes().len() as u64,
