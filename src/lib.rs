@@ -99,6 +99,11 @@ pub use server::{
 };
 pub use signals::{Signals, setup_signal_handlers};
 
+/// Has the README's examples compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// The parts, for the tests, the benches and the binary. No promise is made for them.
 #[doc(hidden)]
 pub mod internal {
@@ -113,6 +118,9 @@ pub mod internal {
     }
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
+    }
+    pub mod os {
+        pub use crate::os::keep_heaps_trimmed;
     }
     pub mod app {
         pub use crate::app::{lab, sample};

@@ -76,6 +76,7 @@ impl Chunked {
 }
 
 /// The state behind one byte of framing.
+#[allow(clippy::match_same_arms, reason = "one arm per step of the grammar, in its order")]
 fn after(state: State, byte: u8) -> State {
     match (state, byte) {
         (State::Size { size, .. }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {

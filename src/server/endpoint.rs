@@ -307,8 +307,16 @@ impl Endpoint {
         }
         self.listeners = listeners;
         match self.retiring {
-            Retiring::Sweeping if is_empty => self.retire(now),
+            Retiring::Sweeping if is_empty || self.has_swept_enough(now) => self.retire(now),
             Retiring::No | Retiring::Sweeping | Retiring::Settling(_) | Retiring::Done => {}
+        }
+    }
+
+    /// Whether clients reconnect faster than this server accepts: the queue would never be empty.
+    fn has_swept_enough(&self, now: Instant) -> bool {
+        match self.site.mode.get() {
+            Mode::Draining { since, .. } => now >= since + LISTENER_SWEEP_MAX,
+            _ => true,
         }
     }
 
@@ -460,6 +468,9 @@ const SHEDDING_MAX: usize = 64;
 
 /// Between the two last looks into a listener's queue: longer than a handshake on a local network.
 const LISTENER_SETTLE: Duration = Duration::from_millis(5);
+
+/// How long a listener goes on accepting when its queue does not become empty.
+const LISTENER_SWEEP_MAX: Duration = Duration::from_millis(250);
 
 /// How stale the per-worker metrics may be.
 const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
