@@ -119,9 +119,6 @@ pub mod internal {
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
     }
-    pub mod os {
-        pub use crate::os::keep_heaps_trimmed;
-    }
     pub mod app {
         pub use crate::app::{lab, sample};
     }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use ebbtide::internal::app::{lab::Lab, sample};
 use ebbtide::internal::config::{self, Command, Config, LoadError, LogFormat};
-use ebbtide::internal::os::keep_heaps_trimmed;
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
     AtDeadline, HealthOn, InFlight, Limits, Options, Policy, Server, StartError, Workers,
@@ -46,7 +45,6 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config) -> ExitCode {
-    keep_heaps_trimmed();
     let format = match config.log_format {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Auto if std::io::stderr().is_terminal() => logging::Format::Text,

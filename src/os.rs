@@ -42,19 +42,3 @@ pub fn trim_memory() {
         libc::malloc_trim(0);
     }
 }
-
-/// Keeps the heap's trimming at its initial setting for the whole process: what is free at the top of
-/// a heap goes back to the system above 128 KiB. Otherwise glibc raises that bound for good with the
-/// first large block that is freed (`mallopt(3)`, `M_MMAP_THRESHOLD`), and [`trim_memory`] leaves the
-/// top of a thread's heap alone. For a program's `main`: a library has no business there.
-pub fn keep_heaps_trimmed() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes no pointers; it is called before there is a second thread.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
-    }
-}
-
-/// Blocks of this size are mapped on their own; smaller ones come from the heap.
-#[cfg(target_env = "gnu")]
-const MAPPED_BYTES_MIN: libc::c_int = 1024 * 1024;

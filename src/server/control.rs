@@ -81,6 +81,8 @@ pub struct Trim {
     changed: Option<Instant>,
     /// The number when memory was last given back.
     trimmed: u64,
+    /// Whether the workers were told to tidy up their heaps for it.
+    is_consolidated: bool,
 }
 
 /// How the shutdown ended.
@@ -258,6 +260,13 @@ impl Control {
         if !is_over || cooled < self.trim.trimmed + TRIM_AFTER {
             return;
         }
+        if !self.trim.is_consolidated {
+            // The workers tidy up first; what that takes is not known here, but it is not a second.
+            self.trim.is_consolidated = true;
+            self.command(Command::Consolidate, now);
+            return;
+        }
+        self.trim.is_consolidated = false;
         self.trim.trimmed = cooled;
         let spawned = std::thread::Builder::new()
             .name("ebbtide-trim".to_owned())

@@ -90,6 +90,8 @@ pub enum Command {
     Cancel,
     Refuse,
     Cut,
+    /// Tidy up the thread's heap: memory is going to be given back.
+    Consolidate,
     /// End the thread.
     Leave,
 }
@@ -255,6 +257,7 @@ impl Endpoint {
                     }
                 }
             }
+            Command::Consolidate => consolidate_heap(),
             Command::Leave => {}
         }
         if cfg!(debug_assertions) || command != Command::Announce {
@@ -430,6 +433,17 @@ impl Endpoint {
         self.listeners.iter_mut().for_each(Listener::resume);
     }
 }
+
+/// Has malloc join the small pieces of this thread's heap that it keeps apart, and give back what is
+/// free at the heap's top. It does so when a block of 64 KiB or more is freed, for the heap of the
+/// thread that frees it, and at no other time: `malloc_trim` joins the pieces as well, but leaves a
+/// top that has grown by it untouched (glibc 2.36, `_int_free` and `mtrim`).
+fn consolidate_heap() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(CONSOLIDATING_BYTES)));
+}
+
+/// Above glibc's FASTBIN_CONSOLIDATION_THRESHOLD (64 KiB), below its mapping threshold (128 KiB).
+const CONSOLIDATING_BYTES: usize = 96 * 1024;
 
 fn enqueue(runnable: &mut VecDeque<Token>, slot: &mut Slot, token: Token) {
     if !slot.queued {
