@@ -158,7 +158,7 @@ impl World {
         site.ledger.opened();
         let pipe = Pipe::default();
         World {
-            connection: Some(Connection::accepted(pipe.clone(), Peer::Local, &site)),
+            connection: Some(Connection::accepted(pipe.clone(), &site)),
             loan: Loan::new(site.limits.head_bytes_max),
             reactor: Reactor::new().expect("epoll is there"),
             booked: ConnectionState::New,
@@ -180,6 +180,7 @@ impl World {
                 loan: &mut self.loan,
                 remote: self.reactor.remote(),
                 key: Key::new(1, Token::from_bits(0)),
+                peer: Peer::LOCAL,
             };
             let step = connection.run(&mut means);
             let state = connection.state();

@@ -33,7 +33,6 @@ use crate::reactor::turn::Key;
 /// A client's connection.
 pub struct Connection<T: Transport + 'static> {
     life: Life<T>,
-    peer: Peer,
 }
 
 /// What a connection consists of.
@@ -74,6 +73,8 @@ pub struct Means<'a> {
     pub remote: &'a Arc<Remote>,
     /// The connection's own key.
     pub key: Key,
+    /// Who is at its other end.
+    pub peer: Peer,
 }
 
 /// What a run ended with.
@@ -89,19 +90,19 @@ pub enum Step {
 
 impl<T: Transport> Connection<T> {
     /// A connection that was just accepted.
-    pub fn accepted(transport: T, peer: Peer, site: &Site) -> Connection<T> {
+    pub fn accepted(transport: T, site: &Site) -> Connection<T> {
         let cold = Cold {
             socket: Socket::new(transport),
             partial: None,
             since: site.stamp(),
             served: Served::Nothing,
         };
-        Connection { life: Life::Cold(cold), peer }
+        Connection { life: Life::Cold(cold) }
     }
 
     /// Nothing yet: keeps the place of a connection whose key must be known before it is made.
-    pub fn pending(peer: Peer) -> Connection<T> {
-        Connection { life: Life::Gone, peer }
+    pub fn pending() -> Connection<T> {
+        Connection { life: Life::Gone }
     }
 
     /// Turns away a connection over the limit: 503, then the usual lingering close.
@@ -147,11 +148,6 @@ impl<T: Transport> Connection<T> {
             Life::Hot(hot) => hot.state(),
             Life::Lingering(_) | Life::Gone => ConnectionState::Lingering,
         }
-    }
-
-    /// Who is at the other end.
-    pub fn peer(&self) -> Peer {
-        self.peer
     }
 
     /// Does what can be done now.
@@ -204,7 +200,7 @@ impl<T: Transport> Connection<T> {
         let next = input.next_head(&mut cold.socket, &site.limits.head());
         if let Ok(Next::Complete(_)) = next {
             // The input stays attached: the hot connection goes on reading from it.
-            let hot = Hot::new(cold.socket, input, self.peer, means);
+            let hot = Hot::new(cold.socket, input, means);
             self.life = Life::Hot(Box::new(hot));
             return self.run_hot(means);
         }
@@ -217,7 +213,7 @@ impl<T: Transport> Connection<T> {
                         cold.since = site.stamp();
                     }
                 }
-                self.wait_cold(cold, site)
+                self.wait_cold(cold, site, means.key.token().index() % SHARES)
             }
             Ok(Next::End) => Some(Step::Closed(ConnectionOutcome::ClientClosed)),
             Ok(Next::Rejected(code)) => {
@@ -230,8 +226,8 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Waits, unless the time is up.
-    fn wait_cold(&mut self, cold: Cold<T>, site: &Site) -> Option<Step> {
-        let deadline = cold.deadline(site, self.peer);
+    fn wait_cold(&mut self, cold: Cold<T>, site: &Site, share: u32) -> Option<Step> {
+        let deadline = cold.deadline(site, share);
         if site.now.get() < deadline {
             self.life = Life::Cold(cold);
             return Some(Step::Wait(Some(deadline)));
@@ -317,13 +313,13 @@ impl<T: Transport> Connection<T> {
 impl<T: Transport> fmt::Debug for Connection<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut connection = f.debug_struct("Connection");
-        connection.field("state", &self.state()).field("peer", &self.peer).finish_non_exhaustive()
+        connection.field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
 impl<T> Cold<T> {
-    /// Until when it may stay as it is.
-    fn deadline(&self, site: &Site, peer: Peer) -> Instant {
+    /// Until when it may stay as it is. `share` tells connections of a crowd apart, below [`SHARES`].
+    fn deadline(&self, site: &Site, share: u32) -> Instant {
         let since = site.at(self.since);
         let limits: &Limits = &site.limits;
         if self.partial.is_some() {
@@ -340,8 +336,6 @@ impl<T> Cold<T> {
                 ordinary.min(since.max(draining) + grace.first_byte)
             }
             (Mode::Draining { since: draining, grace }, Served::Something) => {
-                // Spread by something that differs from client to client.
-                let share = peer.address().map_or(0, |address| u32::from(address.port()) % SHARES);
                 ordinary.min(since.max(draining) + grace.idle + grace.spread * share / SHARES)
             }
             (Mode::Cancelling | Mode::Refusing, _) => site.now.get(),

@@ -31,6 +31,8 @@ pub struct Flow {
     pub(super) frame: Cell<Frame>,
     /// What was there behind the last bytes that hyper was given.
     pub(super) ahead: Cell<Ahead>,
+    /// Whether the request at hand, or the last one, has a chunked body.
+    pub(super) chunked: Cell<bool>,
     /// Who has the request's body.
     pub(super) body: Cell<BodyOwner>,
     /// Whether the last response head announced the close: no head is read after it.
@@ -171,6 +173,7 @@ impl Flow {
             peer,
             frame: Cell::new(Frame::Head),
             ahead: Cell::new(Ahead::default()),
+            chunked: Cell::new(false),
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
             gate_rejected: Cell::new(false),
@@ -288,15 +291,18 @@ impl Flow {
         }
     }
 
-    /// Whether some of the request's body is neither read nor in hand and nobody will read it, or its
-    /// end is not known: the connection cannot go on.
+    /// Whether the connection cannot go on because nobody will read the request's body to its end, or
+    /// because that end is not known. hyper closes after a chunked body that was not read, and after
+    /// any of which one more read does not bring the rest; it decides so when the response's head is
+    /// gone, so it has to be announced here.
     pub(super) fn has_unwanted_body(&self) -> bool {
         let is_dropped = self.body.get() == BodyOwner::Dropped;
         match self.frame.get() {
             Frame::Anything => true,
-            Frame::Chunked => is_dropped,
-            Frame::Body(rest) => is_dropped && rest > self.ahead.get().held,
-            Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => false,
+            Frame::Body(rest) => is_dropped && rest > self.ahead.get().held.min(HYPER_READ_BYTES),
+            Frame::Chunked | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
+                is_dropped && self.chunked.get()
+            }
         }
     }
 
@@ -474,6 +480,9 @@ impl fmt::Debug for Flow {
         flow.field("stage", &self.stage.get()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
+
+/// What hyper reads at least at once (its `INIT_BUFFER_SIZE`).
+const HYPER_READ_BYTES: u64 = 8192;
 
 const WAITED_FOR_BODY: &str = "the request body";
 const WAITED_FOR_HANDLER: &str = "its handler";

@@ -18,7 +18,7 @@ use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
 use super::wire::{Input, Io, Next, Output, Wire};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
-use crate::reactor::socket::{Peer, Readiness, Socket, Transport};
+use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::task;
 use crate::reactor::turn::earliest;
 
@@ -58,9 +58,9 @@ pub(super) enum Ran {
 
 impl<T: Transport> Hot<T> {
     /// Makes hyper's side of a connection whose input holds a complete head and is attached.
-    pub fn new(socket: Socket<T>, input: Input, peer: Peer, means: &Means<'_>) -> Hot<T> {
+    pub fn new(socket: Socket<T>, input: Input, means: &Means<'_>) -> Hot<T> {
         let site = means.site;
-        let flow = Flow::new(Rc::clone(site), peer);
+        let flow = Flow::new(Rc::clone(site), means.peer);
         let wire = Rc::new(RefCell::new(Wire::new(socket, input, site.limits.head())));
         let io = Io { wire: Rc::clone(&wire), flow: Rc::clone(&flow) };
         let now = site.now.get();
@@ -240,8 +240,8 @@ impl<T: Transport> Hot<T> {
     /// by the server.
     fn overdue(&mut self, now: Instant) -> Option<Ran> {
         let limits = &self.flow.site().limits;
-        if self.stalled && now >= self.progress + limits.write_stall_timeout && !self.is_taking(now)
-        {
+        let patience = limits.write_stall_timeout;
+        if self.stalled && !self.is_taking(now) && now >= self.progress + patience {
             return Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut));
         }
         let (at, verdict) = self.flow.deadline()?;
@@ -272,7 +272,11 @@ impl<T: Transport> Hot<T> {
     fn wait(&mut self, site: &Site) -> Ran {
         let now = site.now.get();
         let limits = &site.limits;
-        let stall = self.stalled.then(|| self.progress + limits.write_stall_timeout);
+        // Looked at a few times, so that what the client took is not dated to the last moment.
+        let stall = self.stalled.then(|| {
+            let patience = limits.write_stall_timeout;
+            (self.progress + patience).min(now + patience / STALL_LOOKS)
+        });
         if !self.flow.is_idle() {
             let deadline = match self.flow.deadline() {
                 // Judged already: it waits for the client to take what is before it.
@@ -391,6 +395,9 @@ impl<T: Transport> Hot<T> {
         linger.owing(flow, flushed)
     }
 }
+
+/// How often a stalled response is looked at within its limit.
+const STALL_LOOKS: u32 = 4;
 
 /// What an idle connection finds.
 enum Ahead {

@@ -77,6 +77,7 @@ impl Service<http::Request<Incoming>> for Gate {
             Some(length) => self.flow.frame.set(Frame::Body(length)),
             None => self.flow.frame.set(Frame::Chunked),
         }
+        self.flow.chunked.set(request.body().size_hint().exact().is_none());
         // Until a handler gets it.
         let is_over = request.body().is_end_stream();
         self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });

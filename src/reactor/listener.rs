@@ -108,7 +108,7 @@ impl Listener {
                 tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
             }
             Inner::Unix(unix, _) => {
-                unix.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::Local))
+                unix.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::LOCAL))
             }
         };
         match result {

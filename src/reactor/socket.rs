@@ -8,7 +8,7 @@
 //! sticky as well.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::ops::BitOr;
 
 use mio::net::{TcpStream, UnixStream};
@@ -299,35 +299,37 @@ impl<T: Transport> Socket<T> {
     }
 }
 
-/// Who is at the other end, in 20 bytes: a slot keeps it for as long as its connection lives.
+/// Who is at the other end, in 18 bytes: a slot keeps it for as long as its connection lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Peer {
-    /// Address and port.
-    V4(Ipv4Addr, u16),
-    /// Address and port, without flow and scope.
-    V6(Ipv6Addr, u16),
-    /// A unix socket, whose clients have no address.
-    #[default]
-    Local,
+pub struct Peer {
+    /// An IPv6 address, or an IPv4 address mapped into one. All zeros for a unix socket.
+    ip: [u8; 16],
+    /// 0 for a unix socket, whose clients have no address.
+    port: u16,
 }
 
 impl Peer {
-    /// The address, without an IPv6 scope.
+    /// A client on a unix socket.
+    pub const LOCAL: Peer = Peer { ip: [0; 16], port: 0 };
+
+    /// The address, without an IPv6 scope. An IPv4 client of a dual-stack listener has its IPv4
+    /// address.
     pub fn address(self) -> Option<SocketAddr> {
-        match self {
-            Peer::V4(ip, port) => Some(SocketAddr::from((ip, port))),
-            Peer::V6(ip, port) => Some(SocketAddr::from((ip, port))),
-            Peer::Local => None,
+        if self == Peer::LOCAL {
+            return None;
         }
+        let ip = Ipv6Addr::from(self.ip);
+        Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port))
     }
 }
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Peer {
-        match address {
-            SocketAddr::V4(v4) => Peer::V4(*v4.ip(), v4.port()),
-            SocketAddr::V6(v6) => Peer::V6(*v6.ip(), v6.port()),
-        }
+        let ip = match address {
+            SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped(),
+            SocketAddr::V6(v6) => *v6.ip(),
+        };
+        Peer { ip: ip.octets(), port: address.port() }
     }
 }
 
@@ -340,7 +342,7 @@ impl std::fmt::Display for Peer {
     }
 }
 
-const _: () = assert!(size_of::<Peer>() == 20, "a peer is paid for by every idle connection");
+const _: () = assert!(size_of::<Peer>() == 18, "every idle connection pays for it");
 
 #[cfg(test)]
 mod tests {

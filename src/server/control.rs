@@ -103,6 +103,10 @@ impl Control {
         for order in orders {
             self.obey(order, now);
         }
+        if before == Phase::Running && self.drain.phase() != Phase::Running {
+            // Last: whoever waits for it may rely on the workers having their orders.
+            self.handle.set_begun();
+        }
     }
 
     fn enter_phase(&mut self, before: Phase, now: Instant) {
@@ -125,9 +129,6 @@ impl Control {
             self.next_tick = now + TICK_INTERVAL;
         }
         self.status.set_phase(phase);
-        if before == Phase::Running {
-            self.handle.set_begun();
-        }
         self.phases.push((phase, now));
         self.publish(now);
         if phase != Phase::Stopped {

@@ -48,6 +48,7 @@ pub struct Endpoint {
 /// A connection with what its endpoint knows of it.
 struct Slot {
     connection: Connection<Stream>,
+    peer: Peer,
     /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier
     /// entry.
     deadline: Tick,
@@ -356,7 +357,8 @@ impl Endpoint {
         self.site.ledger.opened();
         let token = self.slots.insert(Slot {
             // A placeholder's place is needed before the key is known: register, then store.
-            connection: Connection::pending(peer),
+            connection: Connection::pending(),
+            peer,
             deadline: NEVER,
             booked: ConnectionState::New,
             queued: false,
@@ -369,7 +371,7 @@ impl Endpoint {
         }
         let site = Rc::clone(&self.site);
         let Some(slot) = self.slots.get_mut(token) else { return };
-        slot.connection = Connection::accepted(stream, peer, &site);
+        slot.connection = Connection::accepted(stream, &site);
         if open >= self.capacity.max {
             slot.connection.shed(&site);
         }
@@ -389,6 +391,7 @@ impl Endpoint {
             loan: &mut self.loan,
             remote: &self.remote,
             key: Key::new(self.space, token),
+            peer: slot.peer,
         };
         let step = slot.connection.run(&mut means);
         match step {
@@ -421,7 +424,7 @@ impl Endpoint {
         let Some(slot) = self.slots.remove(token) else { return };
         log::debug!(
             event_type = "connection_closed",
-            peer:% = slot.connection.peer(),
+            peer:% = slot.peer,
             state = slot.booked.name(),
             outcome = outcome.name();
             "Connection closed: {}", outcome.name()
@@ -442,7 +445,7 @@ fn consolidate_heap() {
     drop(std::hint::black_box(Vec::<u8>::with_capacity(CONSOLIDATING_BYTES)));
 }
 
-/// Above glibc's FASTBIN_CONSOLIDATION_THRESHOLD (64 KiB), below its mapping threshold (128 KiB).
+/// Above glibc's `FASTBIN_CONSOLIDATION_THRESHOLD` (64 KiB), below its mapping threshold (128 KiB).
 const CONSOLIDATING_BYTES: usize = 96 * 1024;
 
 fn enqueue(runnable: &mut VecDeque<Token>, slot: &mut Slot, token: Token) {
@@ -493,4 +496,4 @@ const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 const CROWD_MIN: usize = 64;
 /// Paid for by every idle connection, next to 8 bytes of its slot and 12 of the wheel. Debug builds
 /// of mio keep more per socket.
-const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot>() <= 64);
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot>() <= 56);
