@@ -71,8 +71,8 @@ impl Router {
         self
     }
 
-    /// Whether a route has exactly this template. A parameter that would match it does not count: the
-    /// fixed path goes before it.
+    /// Whether a route has exactly this template. A parameter that would match it does not count:
+    /// the fixed path goes before it.
     pub(crate) fn has_template(&self, template: &str) -> bool {
         self.routes.iter().any(|entry| entry.template == template)
     }

@@ -38,6 +38,11 @@ impl Body {
         Body(Kind::Empty)
     }
 
+    /// Whether all of it is there.
+    pub(super) fn is_whole(&self) -> bool {
+        !matches!(self.0, Kind::Stream(_))
+    }
+
     /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else
     /// the response is chunked. When it fails, the connection is ended so that the client sees a
     /// truncated response and never a seemingly complete one.

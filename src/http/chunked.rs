@@ -111,7 +111,8 @@ fn after(state: State, byte: u8) -> State {
 mod tests {
     use super::*;
 
-    /// How many of the bytes belong to the body, fed in pieces of `size`; `None` when it is not over.
+    /// How many of the bytes belong to the body, fed in pieces of `size`; `None` when it is not
+    /// over.
     fn length(bytes: &[u8], size: usize) -> Option<usize> {
         let mut body = Chunked::new();
         let mut taken = 0;

@@ -318,7 +318,8 @@ impl<T: Transport> fmt::Debug for Connection<T> {
 }
 
 impl<T> Cold<T> {
-    /// Until when it may stay as it is. `share` tells connections of a crowd apart, below [`SHARES`].
+    /// Until when it may stay as it is. `share` tells connections of a crowd apart, below
+    /// [`SHARES`].
     fn deadline(&self, site: &Site, share: u32) -> Instant {
         let since = site.at(self.since);
         let limits: &Limits = &site.limits;

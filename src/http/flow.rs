@@ -291,10 +291,11 @@ impl Flow {
         }
     }
 
-    /// Whether the connection cannot go on because nobody will read the request's body to its end, or
-    /// because that end is not known. hyper closes after a chunked body that was not read, and after
-    /// any of which one more read does not bring the rest; it decides so when the response's head is
-    /// gone, so it has to be announced here.
+    /// Whether the connection cannot go on because nobody will read the request's body to its end,
+    /// or because that end is not known. hyper closes after a chunked body that was not read, and
+    /// after
+    /// any of which one more read does not bring the rest; it decides so when the response's head
+    /// is gone, so it has to be announced here.
     pub(super) fn has_unwanted_body(&self) -> bool {
         let is_dropped = self.body.get() == BodyOwner::Dropped;
         match self.frame.get() {

@@ -46,7 +46,8 @@ pub fn examine(bytes: &[u8], limits: &HeadLimits) -> Head {
     let mut ends = memchr::memchr_iter(b'\n', &bytes[start..]).map(|at| start + at);
     let first = ends.next();
     let line_end = first.unwrap_or(bytes.len());
-    // RFC 9112, 3: the request line ends before its CRLF. A CR at the limit may be that of the CRLF.
+    // RFC 9112, 3: the request line ends before its CRLF. A CR at the limit may be that of the
+    // CRLF.
     let line = &bytes[start..line_end];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.len() > limits.line_bytes_max {

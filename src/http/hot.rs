@@ -256,7 +256,8 @@ impl<T: Transport> Hot<T> {
         Some(self.lost(ConnectionOutcome::TimedOut, RequestOutcome::Cut))
     }
 
-    /// Whether a client that let the kernel accept no more has taken something after all: the kernel
+    /// Whether a client that let the kernel accept no more has taken something after all: the
+    /// kernel
     /// announces space only when a good part of the send buffer is free (`sk_stream_is_writeable`).
     fn is_taking(&mut self, now: Instant) -> bool {
         let left = self.wire.borrow().socket.transport().unacknowledged().unwrap_or(usize::MAX);

@@ -1,7 +1,8 @@
 //! HTTP: the only place that names hyper.
 //!
 //! Reading order: [`connection`] (one connection's life), [`head`] and `chunked` (pure: where a
-//! request head and a chunked body end), [`wire`] (the socket with its buffers, as hyper's `Read` and `Write`), [`flow`] (what
+//! request head and a chunked body end), [`wire`] (the socket with its buffers, as hyper's `Read`
+//! and `Write`), [`flow`] (what
 //! happens to the request at hand), [`service`] (from hyper's call to the application's),
 //! [`tracking`] (who counts), [`linger`] (closing without losing the response), [`message`] and
 //! [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what

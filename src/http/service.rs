@@ -197,12 +197,14 @@ impl Service<http::Request<Incoming>> for Call {
         let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
         let request = Request::new(head, body, Rc::clone(flow));
         let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
+        let response = match answer {
+            // The call goes on with the first poll.
+            Ok(Answer::Later(later)) => return self.future(None, Some(later)),
+            Ok(Answer::Ready(response)) => response,
+            Err(panic) => panicked(flow, &*panic),
+        };
         site.watch.returned();
-        match answer {
-            Ok(Answer::Ready(response)) => self.future(Some(response), None),
-            Ok(Answer::Later(later)) => self.future(None, Some(later)),
-            Err(panic) => self.future(Some(panicked(flow, &*panic)), None),
-        }
+        self.future(Some(response), None)
     }
 }
 
@@ -212,7 +214,7 @@ impl Call {
         ready: Option<Response>,
         later: Option<Pin<Box<dyn Future<Output = Response>>>>,
     ) -> CallFuture {
-        CallFuture { flow: Rc::clone(&self.flow), ready, later }
+        CallFuture { flow: Rc::clone(&self.flow), ready, later, polled: false }
     }
 }
 
@@ -223,6 +225,8 @@ pub(super) struct CallFuture {
     ready: Option<Response>,
     /// `Some` while the handler works on it. With neither, there is a verdict.
     later: Option<Pin<Box<dyn Future<Output = Response>>>>,
+    /// Whether the handler's future was polled.
+    polled: bool,
 }
 
 impl CallFuture {
@@ -231,7 +235,12 @@ impl CallFuture {
             return Poll::Ready(response);
         }
         let Some(later) = self.later.as_mut() else { return Poll::Pending };
-        match catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx))) {
+        let polled = catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx)));
+        if !std::mem::replace(&mut self.polled, true) {
+            // From now on a request that waits is listed as waiting.
+            self.flow.site().watch.returned();
+        }
+        match polled {
             Ok(poll) => poll,
             Err(panic) => Poll::Ready(panicked(&self.flow, &*panic)),
         }
@@ -265,7 +274,12 @@ impl Future for CallFuture {
         {
             response.headers_mut().insert(X_REQUEST_ID, id);
         }
-        Poll::Ready(Ok(response.into_http()))
+        let response = response.into_http();
+        if !response.body().is_whole() {
+            // Its stream may block the worker: it has to be known by then.
+            flow.waits();
+        }
+        Poll::Ready(Ok(response))
     }
 }
 

@@ -101,6 +101,22 @@ impl Listener {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
+    /// Has the kernel take no more into the queue than a single connection: SYNs that come now are
+    /// dropped, and their clients are refused once the socket is closed, instead of being reset
+    /// after having sent a request (`listen(2)` with a backlog of 0; measured).
+    pub fn turn_away(&mut self) {
+        let socket = match &self.inner {
+            Inner::Tcp(tcp) => socket2::SockRef::from(tcp),
+            // Other workers share the queue of a unix socket, and its clients are not reset by a
+            // gap.
+            Inner::Unix(..) => return,
+        };
+        // A failure leaves the queue as it is: the gap is then a little wider.
+        let _unchanged = socket.listen(0);
+        self.ready = true;
+        self.paused_until = None;
+    }
+
     /// Accepts one connection.
     pub fn accept(&mut self, now: Instant) -> Accepted {
         let result = match &self.inner {

@@ -92,8 +92,8 @@ fn place(index: u32) -> (usize, usize) {
 }
 
 /// Elements a page. Even a page of the smallest elements is above the size from which malloc maps
-/// memory of its own (128 KiB): what is not touched is not resident, and pages that live for ever do
-/// not keep the freed buffers of a burst between them from going back to the system.
+/// memory of its own (128 KiB): what is not touched is not resident, and pages that live for ever
+/// do not keep the freed buffers of a burst between them from going back to the system.
 const PAGE: usize = 16 * 1024;
 const _: () = assert!(PAGE.is_power_of_two(), "finding a page must be a shift, not a division");
 

@@ -66,6 +66,8 @@ pub struct Control {
     pub at_shutdown: Counts,
     /// When control looks around next.
     pub next_tick: Instant,
+    /// When it looks for stuck workers next.
+    pub next_look: Instant,
     pub trim: Trim,
     pub said_quiet: bool,
     /// The status to end with; `Some` ends the loop.
@@ -223,21 +225,30 @@ impl Control {
         }
     }
 
-    /// Once a second: looks for stuck workers, tells what a shutdown waits for.
-    fn tick(&mut self, now: Instant) {
-        self.next_tick = now + TICK_INTERVAL;
-        self.trim(now);
+    /// Looks for stuck workers, and says when to look again: when a turn that is running would
+    /// have lasted too long.
+    fn look_at_workers(&mut self, now: Instant) {
+        self.next_look = now + TICK_INTERVAL;
         for (index, worker) in self.workers.iter_mut().enumerate() {
-            let age = worker.pulse.turn_age(now).filter(|age| *age > BLOCKED_AFTER);
-            match age {
-                Some(age) if !worker.complained => {
-                    worker.complained = true;
-                    narrate::worker_blocked(index, age, worker.watch.running());
+            match worker.pulse.turn_age(now) {
+                Some(age) if age > BLOCKED_AFTER => {
+                    if !std::mem::replace(&mut worker.complained, true) {
+                        narrate::worker_blocked(index, age, worker.watch.running());
+                    }
                 }
-                Some(_) => {}
+                Some(age) => {
+                    let left = BLOCKED_AFTER.saturating_sub(age) + LOOK_MARGIN;
+                    self.next_look = self.next_look.min(now + left);
+                }
                 None => worker.complained = false,
             }
         }
+    }
+
+    /// Once a second: tells what a shutdown waits for.
+    fn tick(&mut self, now: Instant) {
+        self.next_tick = now + TICK_INTERVAL;
+        self.trim(now);
         let Some(begun) = self.drain.begun() else { return };
         self.publish(now);
         if self.drain.is_overtime() {
@@ -350,7 +361,8 @@ impl Host for Control {
 
     fn deadline(&self) -> Option<Instant> {
         let endpoints = self.endpoints().filter_map(Endpoint::deadline).min();
-        earliest(earliest(Some(self.next_tick), self.drain.deadline()), endpoints)
+        let own = self.next_tick.min(self.next_look);
+        earliest(earliest(Some(own), self.drain.deadline()), endpoints)
     }
 
     fn ready(&mut self, key: Key, readiness: Readiness) {
@@ -367,6 +379,9 @@ impl Host for Control {
             endpoint.expire(now);
         }
         self.feed(now, Input::Expired);
+        if now >= self.next_look {
+            self.look_at_workers(now);
+        }
         if now >= self.next_tick {
             self.tick(now);
         }
@@ -454,6 +469,9 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a shutdown without an end is mentioned.
 const OVERTIME_INTERVAL: Duration = Duration::from_secs(5);
+
+/// So that a turn is surely too long when it is looked at for that.
+const LOOK_MARGIN: Duration = Duration::from_millis(5);
 
 /// A worker's turn that lasts longer is worth a warning.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);

@@ -326,24 +326,38 @@ impl Endpoint {
 
     /// The queues are empty: wait for stragglers once, then close.
     ///
-    /// What arrives between the last accept and the close is reset by the kernel; the settling time
-    /// makes that gap a matter of microseconds, not of luck, but it is there.
+    /// What arrives between the last accept and the close is reset by the kernel. Before that last
+    /// look
+    /// the queue is cut down to one place, so that it is one connection at most, however long the
+    /// thread is kept from going on in between; but it is there.
     fn retire(&mut self, now: Instant) {
         let Mode::Draining { since, .. } = self.site.mode.get() else {
             // Cancelling already: no time to settle.
-            self.close_listeners();
+            self.close_listeners(now);
             return;
         };
         if now >= since + LISTENER_SETTLE {
-            self.close_listeners();
+            self.close_listeners(now);
         } else {
             self.retiring = Retiring::Settling(since + LISTENER_SETTLE);
             self.listeners.iter_mut().for_each(Listener::announce);
         }
     }
 
-    fn close_listeners(&mut self) {
-        self.listeners.clear();
+    fn close_listeners(&mut self, now: Instant) {
+        let mut listeners = std::mem::take(&mut self.listeners);
+        for listener in &mut listeners {
+            listener.turn_away();
+            // What was queued by then, and at most one more.
+            while listener.is_ready(now) {
+                match listener.accept(now) {
+                    Accepted::Connection(stream, peer) => self.open(stream, peer),
+                    Accepted::Gone => {}
+                    Accepted::Nothing | Accepted::Exhausted => break,
+                }
+            }
+        }
+        drop(listeners);
         self.retiring = Retiring::Done;
     }
 
@@ -437,7 +451,8 @@ impl Endpoint {
     }
 }
 
-/// Has malloc join the small pieces of this thread's heap that it keeps apart, and give back what is
+/// Has malloc join the small pieces of this thread's heap that it keeps apart, and give back what
+/// is
 /// free at the heap's top. It does so when a block of 64 KiB or more is freed, for the heap of the
 /// thread that frees it, and at no other time: `malloc_trim` joins the pieces as well, but leaves a
 /// top that has grown by it untouched (glibc 2.36, `_int_free` and `mtrim`).

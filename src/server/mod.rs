@@ -186,6 +186,7 @@ impl Server {
             reason: String::new(),
             at_shutdown: Counts::default(),
             next_tick: now + Duration::from_secs(1),
+            next_look: now + Duration::from_secs(1),
             trim: Trim::default(),
             said_quiet: false,
             verdict: None,

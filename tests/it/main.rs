@@ -1,0 +1,57 @@
+//! The server in this process, over real sockets, byte for byte.
+//!
+//! Reading order: [`support`] (a server, and waiting), [`gate`] (what holds its handlers),
+//! [`client`] (exact bytes in, responses parsed by hand), then from plain serving to the ways a
+//! shutdown can go.
+
+mod client;
+mod gate;
+mod support;
+
+mod serve;
+
+mod handlers;
+
+mod messages;
+
+mod pipelining;
+
+mod bodies;
+
+mod uploads;
+
+mod limits;
+
+mod deadlines;
+
+mod bad_input;
+
+mod cuts;
+
+mod panics;
+
+mod tracking;
+
+mod outcomes;
+
+mod hibernation;
+
+mod health;
+
+mod shutdown;
+
+mod shutdown_idle;
+
+mod shutdown_queue;
+
+mod shutdown_lame_duck;
+
+mod shutdown_deadline;
+
+mod shutdown_signals;
+
+mod workers_zero;
+
+mod embedding;
+
+mod regression;
