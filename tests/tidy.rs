@@ -92,7 +92,7 @@ const FENCES: &[Fence] = &[
     Fence { name: "socket2::",
         only_in: &["src/server/listener.rs", "src/reactor/socket.rs", "src/reactor/listener.rs"],
         unit_tests: Held,
-        instead: "make sockets in server/listener.rs, set what exists in reactor/{socket,listener}" },
+        instead: "make sockets in server/listener.rs; reactor/ sets what exists" },
     Fence { name: "prometheus::", only_in: &["src/metrics/"], unit_tests: Held,
         instead: "hand the number to src/metrics as a fact or an observation" },
     Fence { name: "env_logger::", only_in: &["src/logging/"], unit_tests: Held,

@@ -14,7 +14,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is measured from outside here, and nothing is left to do when a thread will not start"
+    reason = "time is measured from outside, and a thread that will not start ends the test"
 )]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should, and says so")]
 
