@@ -101,18 +101,20 @@ impl Listener {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
-    /// Has the kernel take no more into the queue than a single connection: SYNs that come now are
-    /// dropped, and their clients are refused once the socket is closed, instead of being reset
-    /// after having sent a request (`listen(2)` with a backlog of 0; measured).
+    /// Has the kernel take nothing more into the queue: SYNs that come now are dropped, and their
+    /// clients are refused once the socket is closed, instead of being reset after having sent a
+    /// request. Where a filter needs a privilege that the process has not, the queue is cut down to
+    /// one place (`listen(2)` with a backlog of 0; measured): then one connection may still slip in.
     pub fn turn_away(&mut self) {
-        let socket = match &self.inner {
-            Inner::Tcp(tcp) => socket2::SockRef::from(tcp),
-            // Other workers share the queue of a unix socket, and its clients are not reset by a
-            // gap.
+        let tcp = match &self.inner {
+            Inner::Tcp(tcp) => tcp,
+            // Other workers share the queue of a unix socket: it is closed with the last of them.
             Inner::Unix(..) => return,
         };
-        // A failure leaves the queue as it is: the gap is then a little wider.
-        let _unchanged = socket.listen(0);
+        if crate::os::drop_syns(tcp).is_err() {
+            // A failure leaves the queue as it is: the gap is then a little wider.
+            let _unchanged = socket2::SockRef::from(tcp).listen(0);
+        }
         self.ready = true;
         self.paused_until = None;
     }

@@ -326,10 +326,9 @@ impl Endpoint {
 
     /// The queues are empty: wait for stragglers once, then close.
     ///
-    /// What arrives between the last accept and the close is reset by the kernel. Before that last
-    /// look
-    /// the queue is cut down to one place, so that it is one connection at most, however long the
-    /// thread is kept from going on in between; but it is there.
+    /// What arrives between the last accept and the close is reset by the kernel. So before that last
+    /// look the kernel is told to take nothing more; without the privilege for that it takes one
+    /// connection at most, however long the thread is kept from going on in between.
     fn retire(&mut self, now: Instant) {
         let Mode::Draining { since, .. } = self.site.mode.get() else {
             // Cancelling already: no time to settle.
