@@ -24,6 +24,8 @@ pub struct Listener {
     paused_until: Option<Instant>,
     /// When that was last logged.
     complained: Option<Instant>,
+    /// Whether the kernel drops the SYNs that come.
+    drops_syns: bool,
 }
 
 #[derive(Debug)]
@@ -73,7 +75,7 @@ impl Listener {
 
     fn new(inner: Inner) -> Listener {
         // The queue may have filled before epoll knew of the socket.
-        Listener { inner, ready: true, paused_until: None, complained: None }
+        Listener { inner, ready: true, paused_until: None, complained: None, drops_syns: false }
     }
 
     /// Notes that the queue is not empty.
@@ -101,19 +103,28 @@ impl Listener {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
-    /// Has the kernel take nothing more into the queue: SYNs that come now are dropped, and their
-    /// clients are refused once the socket is closed, instead of being reset after having sent a
-    /// request. Where a filter needs a privilege that the process has not, the queue is cut down to
-    /// one place (`listen(2)` with a backlog of 0; measured): then one connection may still slip in.
+    /// Has the kernel drop SYNs from now on, where the process may: handshakes that have begun are
+    /// completed, and clients that come later are refused once the socket is closed (they ask again
+    /// after a second), instead of being reset after having sent a request.
+    pub fn drop_syns(&mut self) {
+        if let Inner::Tcp(tcp) = &self.inner {
+            self.drops_syns = crate::os::drop_syns(tcp).is_ok();
+        }
+    }
+
+    /// Before the last look into the queue. Where SYNs could not be dropped the queue is cut down to
+    /// one place (`listen(2)` with a backlog of 0; measured): one connection may still slip in.
     pub fn turn_away(&mut self) {
-        let tcp = match &self.inner {
-            Inner::Tcp(tcp) => tcp,
+        if !self.drops_syns {
+            self.drop_syns();
+        }
+        match &self.inner {
+            Inner::Tcp(tcp) if !self.drops_syns => {
+                // A failure leaves the queue as it is: the gap is then a little wider.
+                let _unchanged = socket2::SockRef::from(tcp).listen(0);
+            }
             // Other workers share the queue of a unix socket: it is closed with the last of them.
-            Inner::Unix(..) => return,
-        };
-        if crate::os::drop_syns(tcp).is_err() {
-            // A failure leaves the queue as it is: the gap is then a little wider.
-            let _unchanged = socket2::SockRef::from(tcp).listen(0);
+            Inner::Tcp(_) | Inner::Unix(..) => {}
         }
         self.ready = true;
         self.paused_until = None;

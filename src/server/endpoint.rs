@@ -326,9 +326,10 @@ impl Endpoint {
 
     /// The queues are empty: wait for stragglers once, then close.
     ///
-    /// What arrives between the last accept and the close is reset by the kernel. So before that last
-    /// look the kernel is told to take nothing more; without the privilege for that it takes one
-    /// connection at most, however long the thread is kept from going on in between.
+    /// What arrives between the last accept and the close is reset by the kernel. So while the
+    /// listener settles the kernel is told to drop SYNs, and the handshakes under way get the time to
+    /// end. Without the privilege for that it takes one connection at most after the last look,
+    /// however long the thread is kept from going on there.
     fn retire(&mut self, now: Instant) {
         let Mode::Draining { since, .. } = self.site.mode.get() else {
             // Cancelling already: no time to settle.
@@ -339,7 +340,10 @@ impl Endpoint {
             self.close_listeners(now);
         } else {
             self.retiring = Retiring::Settling(since + LISTENER_SETTLE);
-            self.listeners.iter_mut().for_each(Listener::announce);
+            for listener in &mut self.listeners {
+                listener.announce();
+                listener.drop_syns();
+            }
         }
     }
 
