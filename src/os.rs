@@ -43,9 +43,10 @@ pub fn trim_memory() {
     }
 }
 
-/// Has the kernel drop, without an answer, every SYN for a listening TCP socket; handshakes that have
-/// begun are completed. A classic BPF program on the socket (`socket(7)`, `SO_ATTACH_FILTER`): it sees
-/// each segment from its TCP header on, whose byte 13 holds the flags (RFC 9293, 3.1).
+/// Has the kernel drop, without an answer, every SYN for a listening TCP socket; handshakes that
+/// have
+/// begun are completed. A classic BPF program on the socket (`socket(7)`, `SO_ATTACH_FILTER`): it
+/// sees each segment from its TCP header on, whose byte 13 holds the flags (RFC 9293, 3.1).
 ///
 /// # Errors
 /// `EPERM` on kernels that ask for a privilege here.
@@ -69,8 +70,8 @@ pub fn drop_syns(listener: &impl AsFd) -> std::io::Result<()> {
     ];
     let attached = libc::sock_fprog { len: 5, filter: program.as_mut_ptr() };
     let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).expect("16 bytes");
-    // SAFETY: the kernel copies the program of `len` instructions behind the pointer during the call,
-    // and both live that long; the descriptor is open because it is borrowed.
+    // SAFETY: the kernel copies the program of `len` instructions behind the pointer during the
+    // call, and both live that long; the descriptor is open because it is borrowed.
     let result = unsafe {
         libc::setsockopt(
             listener.as_fd().as_raw_fd(),

@@ -112,8 +112,8 @@ impl Listener {
         }
     }
 
-    /// Before the last look into the queue. Where SYNs could not be dropped the queue is cut down to
-    /// one place (`listen(2)` with a backlog of 0; measured): one connection may still slip in.
+    /// Before the last look into the queue. Where SYNs could not be dropped the queue is cut down
+    /// to one place (`listen(2)` with a backlog of 0; measured): one connection may still slip in.
     pub fn turn_away(&mut self) {
         if !self.drops_syns {
             self.drop_syns();

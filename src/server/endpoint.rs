@@ -327,8 +327,8 @@ impl Endpoint {
     /// The queues are empty: wait for stragglers once, then close.
     ///
     /// What arrives between the last accept and the close is reset by the kernel. So while the
-    /// listener settles the kernel is told to drop SYNs, and the handshakes under way get the time to
-    /// end. Without the privilege for that it takes one connection at most after the last look,
+    /// listener settles the kernel is told to drop SYNs, and the handshakes under way get the time
+    /// to end. Without the privilege for that it takes one connection at most after the last look,
     /// however long the thread is kept from going on there.
     fn retire(&mut self, now: Instant) {
         let Mode::Draining { since, .. } = self.site.mode.get() else {

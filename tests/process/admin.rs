@@ -37,7 +37,7 @@ fn not_ready_while_still_accepting_and_then_draining() {
     let launch = Launch::new().env("SHUTDOWN_TIMEOUT", 9).env("SHUTDOWN_DELAY", 1);
     let mut server = launch.start();
     let mut slow = server.connect();
-    slow.ask("/sleep/2500");
+    slow.ask("/sleep/4000");
     server.wait_in_flight(1);
     server.signal("TERM");
     server.log.wait_for("lame duck", |line| line["phase"] == "lame_duck");

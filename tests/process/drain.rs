@@ -172,7 +172,7 @@ fn new_connections_are_refused_once_the_listeners_are_retired() {
     let _turn = beside_others();
     let mut server = Launch::new().start();
     let mut client = server.connect();
-    client.ask("/sleep/1000");
+    client.ask("/sleep/3000");
     server.wait_in_flight(1);
     server.signal("TERM");
     // In between an attempt may be reset: it was in the queue when the listener was closed.
