@@ -12,7 +12,7 @@ use ebbtide::internal::app::{lab::Lab, sample};
 use ebbtide::internal::config::{self, Command, Config, LoadError, LogFormat};
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
-    AtDeadline, HealthOn, InFlight, Limits, Options, Policy, Server, StartError, Workers,
+    AtDeadline, HealthOn, InFlight, Limits, Options, Policy, Report, Server, StartError, Workers,
     setup_signal_handlers,
 };
 
@@ -58,19 +58,19 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     logging::install_panic_hook();
-    let status = match start(config, &logger) {
-        Ok(status) => status,
+    let (status, patience) = match start(config, &logger) {
+        Ok(report) => (report.exit_status(), report.budget_left),
         Err(error) => {
             log::error!(event_type = "start_failed"; "{error}");
-            EXIT_START
+            (EXIT_START, LOG_FLUSH_MAX)
         }
     };
-    flush(&logger);
+    flush(&logger, patience.clamp(LOG_FLUSH_MIN, LOG_FLUSH_MAX));
     // The end of main ends the process, whatever a worker may be stuck in.
     ExitCode::from(status)
 }
 
-fn start(config: &Config, logger: &Logger) -> Result<u8, StartError> {
+fn start(config: &Config, logger: &Logger) -> Result<Report, StartError> {
     let signals = setup_signal_handlers()
         .map_err(|source| StartError::System { what: "catch signals", source })?;
     let lab = if config.lab_routes {
@@ -79,15 +79,15 @@ fn start(config: &Config, logger: &Logger) -> Result<u8, StartError> {
         Lab::Off
     };
     let server = Server::bind(options(config, logger), sample::router(lab))?.with_signals(signals);
-    Ok(server.run()?.exit_status())
+    server.run()
 }
 
 /// Waits for the log to be written, but not for a reader that does not read.
-fn flush(logger: &Logger) {
+fn flush(logger: &Logger, patience: Duration) {
     #[allow(clippy::disallowed_methods, reason = "the main thread has left its reactor")]
     let now = Instant::now();
     // Complete or not, the process ends now; lines that are left are lost with it.
-    let _flushed = logger.flush(now + LOG_FLUSH_MAX);
+    let _flushed = logger.flush(now + patience);
 }
 
 fn options(config: &Config, logger: &Logger) -> Options {
@@ -139,5 +139,7 @@ fn options(config: &Config, logger: &Logger) -> Options {
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;
 
-/// How long the exit waits for the log: stderr may be a pipe that nobody reads.
-const LOG_FLUSH_MAX: Duration = Duration::from_millis(20);
+/// How long the exit waits for the log at most, and at least when the budget is used up: stderr may
+/// be a pipe that nobody reads.
+const LOG_FLUSH_MAX: Duration = Duration::from_secs(1);
+const LOG_FLUSH_MIN: Duration = Duration::from_millis(20);

@@ -9,6 +9,7 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -137,33 +138,46 @@ fn inspect<B>(request: &http::Request<B>) -> Result<(), RejectedCode> {
 /// Whether `host` is `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is
 /// allowed: a client sends it for targets without an authority.
 fn is_host(host: &[u8]) -> bool {
-    let (name, port) = match host {
-        [b'[', rest @ ..] => {
-            let Some(end) = memchr::memchr(b']', rest) else { return false };
-            let (literal, after) = (&rest[..end], &rest[end + 1..]);
-            let is_literal = !literal.is_empty()
-                && literal.iter().all(|&byte| is_name_byte(byte) || byte == b':');
-            if !is_literal {
-                return false;
-            }
-            match after {
-                [] => (literal, None),
-                [b':', port @ ..] => (literal, Some(port)),
-                _ => return false,
-            }
-        }
-        _ => match memchr::memchr(b':', host) {
-            Some(colon) => (&host[..colon], Some(&host[colon + 1..])),
-            None => (host, None),
-        },
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let (is_name, rest) = if let Some(rest) = host.strip_prefix('[') {
+        let Some((literal, rest)) = rest.split_once(']') else { return false };
+        (literal.parse::<Ipv6Addr>().is_ok(), rest)
+    } else {
+        let (name, rest) = host.split_at(host.find(':').unwrap_or(host.len()));
+        (is_reg_name(name.as_bytes()), rest)
     };
-    let is_port = port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
-    is_port && (host.starts_with(b"[") || name.iter().all(|&byte| is_name_byte(byte)))
+    let is_port = match rest.strip_prefix(':') {
+        None => rest.is_empty(),
+        // Empty is allowed (RFC 3986, 3.2.3); a sign, which `parse` takes, is not.
+        Some(port) => {
+            port.is_empty()
+                || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+        }
+    };
+    is_name && is_port
 }
 
-/// Unreserved, percent or sub-delims.
+/// A registered name or an IPv4 address: a percent sign is followed by two digits.
+fn is_reg_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let [byte, after @ ..] = rest {
+        rest = match (byte, after) {
+            (b'%', [high, low, after @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                after
+            }
+            (b'%', _) => return false,
+            _ if is_name_byte(*byte) => after,
+            _ => return false,
+        };
+    }
+    true
+}
+
+/// Unreserved or sub-delims.
 fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 /// The application behind hyper's interface.
@@ -354,9 +368,10 @@ mod tests {
         {
             assert!(is_host(host.as_bytes()), "{host:?} is a host");
         }
-        for host in
-            ["a b", "a/b", "a@b", "[::1", "[]", "[::1]x", "a:b", "a:1:2", "a,b\t", "x:123456", "é"]
-        {
+        for host in [
+            "a b", "a/b", "a@b", "[::1", "[]", "[::1]x", "[zz]", "a%zz", "a%2", "a:99999", "a:+1",
+            "a:b", "a:1:2", "a,b\t", "x:123456", "é",
+        ] {
             assert!(!is_host(host.as_bytes()), "{host:?} is no host");
         }
     }

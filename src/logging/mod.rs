@@ -31,6 +31,7 @@
 mod line;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
 use std::mem;
@@ -93,7 +94,7 @@ pub fn with_sink(
 ) -> io::Result<(Box<dyn Log>, Logger)> {
     let Options { level, format } = options;
     let shared = Arc::new(Shared::default());
-    let (sender, receiver) = crossbeam_channel::bounded(QUEUE_LINES);
+    let (sender, receiver) = crossbeam_channel::bounded(QUEUE_LINES + RESERVED_LINES);
     let outlet = Outlet::new(sink, format, Arc::clone(&shared));
     thread::Builder::new().name("ebbtide-log".into()).spawn(move || outlet.run(&receiver))?;
 
@@ -103,7 +104,10 @@ pub fn with_sink(
         .target(Target::Pipe(Box::new(intake)))
         // The line reaches env_logger's buffer only when complete: were it written piecemeal, a
         // `Display` that panics half-way would leave its beginning there for the next record.
-        .format(move |buffer, record| buffer.write_all(&line(format, SystemTime::now(), record)))
+        .format(move |buffer, record| {
+            IS_RESERVED.set(record.target().starts_with(RESERVED_TARGET));
+            buffer.write_all(&line(format, SystemTime::now(), record))
+        })
         .build();
     Ok((Box::new(log), Logger { shared }))
 }
@@ -280,7 +284,11 @@ impl Intake {
 
     /// Whether a line may be offered. Asked first, so that a line that is dropped is not copied.
     fn has_room(&self) -> bool {
-        !self.lines.is_full() && self.shared.queued_bytes.load(Ordering::Relaxed) < QUEUE_BYTES_MAX
+        if IS_RESERVED.get() {
+            return !self.lines.is_full();
+        }
+        self.lines.len() < QUEUE_LINES
+            && self.shared.queued_bytes.load(Ordering::Relaxed) < QUEUE_BYTES_MAX
     }
 }
 
@@ -413,6 +421,19 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a panic whose payload is not a string")
 }
+
+thread_local! {
+    /// Whether the line that this thread is writing may use the reserved places. Set while it is
+    /// formatted, read when it is offered: both happen within one call of the logger.
+    static IS_RESERVED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whose lines have places of their own in the queue: what control says of a start and a shutdown is
+/// not to be lost among the access log's lines.
+const RESERVED_TARGET: &str = "ebbtide::server";
+
+/// Those places.
+const RESERVED_LINES: usize = 256;
 
 /// Lines that may wait for the sink: some seconds of a busy log, 2 MB of ordinary lines.
 const QUEUE_LINES: usize = 8192;
