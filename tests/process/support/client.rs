@@ -1,6 +1,6 @@
 //! A client of plain bytes: what it sends is what the test wrote.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use super::SOON;
@@ -109,9 +109,20 @@ impl Client {
     /// Whether bytes came before the end.
     fn read_more(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
-        let count = self.stream.read(&mut buffer).unwrap();
+        let count = self.read(&mut buffer).unwrap();
         self.rest.extend_from_slice(&buffer[..count]);
         count > 0
+    }
+
+    /// A read with a timeout is interrupted when the process is stopped and continued, even without a
+    /// signal handler (`signal(7)`).
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
     }
 
     /// What comes after the last response that was read.
@@ -120,7 +131,7 @@ impl Client {
             return End::Bytes(std::mem::take(&mut self.rest));
         }
         let mut buffer = [0; 1024];
-        match self.stream.read(&mut buffer) {
+        match self.read(&mut buffer) {
             Ok(0) => End::Closed,
             Ok(count) => End::Bytes(buffer[..count].to_vec()),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => End::Reset,
