@@ -10,8 +10,49 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::socket::{Peer, Stream};
+use super::socket::{Peer, Stream, Transport};
 use super::turn::{Key, Registrar};
+
+/// Where connections come from: the kernel, or a simulation of it.
+pub trait Acceptor {
+    /// What clients connect with.
+    type Stream: Transport + 'static;
+    /// What announces the readiness of streams.
+    type Registrar;
+
+    /// Has the readiness of `stream` announced under `key`, edge-triggered, until it is closed.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    fn watch(registrar: &Self::Registrar, stream: &mut Self::Stream, key: Key) -> io::Result<()>;
+
+    /// Notes that the queue is not empty.
+    fn announce(&mut self);
+
+    /// Whether an accept may bring something at `now`.
+    fn is_ready(&self, now: Instant) -> bool;
+
+    /// When a pause ends, if there is one.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// A descriptor was freed.
+    fn resume(&mut self);
+
+    /// Leaves the queue alone for a while.
+    fn pause(&mut self, now: Instant);
+
+    /// Has the kernel drop SYNs from now on, where the process may: handshakes that have begun are
+    /// completed, and clients that come later are refused once the socket is closed (they ask again
+    /// after a second), instead of being reset after having sent a request.
+    fn drop_syns(&mut self);
+
+    /// Before the last look into the queue. Where SYNs could not be dropped the queue is cut down
+    /// to one place (`listen(2)` with a backlog of 0; measured): one connection may still slip in.
+    fn turn_away(&mut self);
+
+    /// Accepts one connection.
+    fn accept(&mut self, now: Instant) -> Accepted<Self::Stream>;
+}
 
 /// A listening socket of one worker.
 #[derive(Debug)]
@@ -37,8 +78,8 @@ enum Inner {
 
 /// What one attempt to accept brought.
 #[derive(Debug)]
-pub enum Accepted {
-    Connection(Stream, Peer),
+pub enum Accepted<S> {
+    Connection(S, Peer),
     /// The queue is empty.
     Nothing,
     /// The connection was gone before it was accepted; there may be more.
@@ -77,44 +118,43 @@ impl Listener {
         // The queue may have filled before epoll knew of the socket.
         Listener { inner, ready: true, paused_until: None, complained: None, drops_syns: false }
     }
+}
 
-    /// Notes that the queue is not empty.
-    pub fn announce(&mut self) {
+impl Acceptor for Listener {
+    type Stream = Stream;
+    type Registrar = Registrar;
+
+    fn watch(registrar: &Registrar, stream: &mut Stream, key: Key) -> io::Result<()> {
+        registrar.watch(stream, key)
+    }
+
+    fn announce(&mut self) {
         self.ready = true;
     }
 
-    /// Whether an accept may bring something at `now`.
-    pub fn is_ready(&self, now: Instant) -> bool {
+    fn is_ready(&self, now: Instant) -> bool {
         self.ready && self.paused_until.is_none_or(|until| now >= until)
     }
 
-    /// When a pause ends, if there is one.
-    pub fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         self.paused_until.filter(|_| self.ready)
     }
 
-    /// A descriptor was freed.
-    pub fn resume(&mut self) {
+    fn resume(&mut self) {
         self.paused_until = None;
     }
 
-    /// Leaves the queue alone for a while.
-    pub fn pause(&mut self, now: Instant) {
+    fn pause(&mut self, now: Instant) {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
-    /// Has the kernel drop SYNs from now on, where the process may: handshakes that have begun are
-    /// completed, and clients that come later are refused once the socket is closed (they ask again
-    /// after a second), instead of being reset after having sent a request.
-    pub fn drop_syns(&mut self) {
+    fn drop_syns(&mut self) {
         if let Inner::Tcp(tcp) = &self.inner {
             self.drops_syns = crate::os::drop_syns(tcp).is_ok();
         }
     }
 
-    /// Before the last look into the queue. Where SYNs could not be dropped the queue is cut down
-    /// to one place (`listen(2)` with a backlog of 0; measured): one connection may still slip in.
-    pub fn turn_away(&mut self) {
+    fn turn_away(&mut self) {
         if !self.drops_syns {
             self.drop_syns();
         }
@@ -130,8 +170,7 @@ impl Listener {
         self.paused_until = None;
     }
 
-    /// Accepts one connection.
-    pub fn accept(&mut self, now: Instant) -> Accepted {
+    fn accept(&mut self, now: Instant) -> Accepted<Stream> {
         let result = match &self.inner {
             Inner::Tcp(tcp) => {
                 tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))

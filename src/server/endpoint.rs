@@ -16,24 +16,24 @@ use crate::http::connection::{Connection, Means, Step};
 use crate::http::site::{Grace, Mode, Site};
 use crate::http::wire::Loan;
 use crate::ledger::{ConnectionOutcome, ConnectionState};
-use crate::reactor::listener::{Accepted, Listener};
+use crate::reactor::listener::{Accepted, Acceptor, Listener};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::slots::{Slots, Token};
-use crate::reactor::socket::{Peer, Readiness, Stream};
+use crate::reactor::socket::{Peer, Readiness, Stream, Transport};
 use crate::reactor::timer::{Tick, Wheel};
-use crate::reactor::turn::{Key, Registrar, earliest};
+use crate::reactor::turn::{Key, earliest};
 
 /// See the module's essay.
-pub struct Endpoint {
+pub struct Endpoint<L: Acceptor = Listener> {
     /// Keys of its connections are in this space, keys of its listeners in the next.
     space: u8,
     site: Rc<Site>,
     remote: Arc<Remote>,
-    registrar: Registrar,
+    registrar: L::Registrar,
     capacity: Arc<Capacity>,
-    listeners: Vec<Listener>,
+    listeners: Vec<L>,
     retiring: Retiring,
-    slots: Slots<Slot>,
+    slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
     /// Slots to run, each at most once (see [`Slot::queued`]).
@@ -46,8 +46,8 @@ pub struct Endpoint {
 }
 
 /// A connection with what its endpoint knows of it.
-struct Slot {
-    connection: Connection<Stream>,
+struct Slot<S: Transport + 'static> {
+    connection: Connection<S>,
     peer: Peer,
     /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier
     /// entry.
@@ -98,13 +98,27 @@ pub enum Command {
 }
 
 impl Endpoint {
+    /// Begins to listen. Last of all, when everything else is ready.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`].
+    pub fn listen(&mut self, bound: Vec<Bound>) -> Result<(), StartError> {
+        for bound in bound {
+            let listener = bound.listen(&self.registrar, self.listener_key())?;
+            self.listeners.push(listener);
+        }
+        Ok(())
+    }
+}
+
+impl<L: Acceptor> Endpoint<L> {
     pub fn new(
         space: u8,
         site: Site,
         remote: Arc<Remote>,
-        registrar: Registrar,
+        registrar: L::Registrar,
         capacity: Arc<Capacity>,
-    ) -> Endpoint {
+    ) -> Endpoint<L> {
         Endpoint {
             space,
             remote,
@@ -122,16 +136,9 @@ impl Endpoint {
         }
     }
 
-    /// Begins to listen. Last of all, when everything else is ready.
-    ///
-    /// # Errors
-    /// [`StartError::Listen`].
-    pub fn listen(&mut self, bound: Vec<Bound>) -> Result<(), StartError> {
-        for (index, bound) in (0u64..).zip(bound) {
-            let key = Key::new(self.space + 1, Token::from_bits(index));
-            self.listeners.push(bound.listen(&self.registrar, key)?);
-        }
-        Ok(())
+    /// The key of the next listener.
+    fn listener_key(&self) -> Key {
+        Key::new(self.space + 1, Token::from_bits(self.listeners.len() as u64))
     }
 
     /// Whether `key` is of one of its spaces.
@@ -165,7 +172,7 @@ impl Endpoint {
 
     pub fn deadline(&self) -> Option<Instant> {
         let wheel = self.wheel.next().map(|tick| self.wheel.instant_of(tick));
-        let paused = self.listeners.iter().filter_map(Listener::deadline).min();
+        let paused = self.listeners.iter().filter_map(L::deadline).min();
         let settling = match self.retiring {
             Retiring::Settling(at) => Some(at),
             Retiring::No | Retiring::Sweeping | Retiring::Done => None,
@@ -235,7 +242,7 @@ impl Endpoint {
                 self.enter(Mode::Draining { since: now, grace: self.spread(grace) });
                 if self.retiring == Retiring::No {
                     self.retiring = Retiring::Sweeping;
-                    self.listeners.iter_mut().for_each(Listener::announce);
+                    self.listeners.iter_mut().for_each(L::announce);
                 }
                 self.run_all(Connection::recheck);
             }
@@ -277,7 +284,7 @@ impl Endpoint {
         Grace { spread: if crowd { grace.idle / 10 } else { Duration::ZERO }, ..grace }
     }
 
-    fn run_all(&mut self, each: impl Fn(&mut Connection<Stream>)) {
+    fn run_all(&mut self, each: impl Fn(&mut Connection<L::Stream>)) {
         let tokens: Vec<Token> = self.slots.tokens().collect();
         for token in tokens {
             if let Some(slot) = self.slots.get_mut(token) {
@@ -369,7 +376,7 @@ impl Endpoint {
         self.capacity.open.load(Ordering::Relaxed) < self.capacity.max + SHEDDING_MAX
     }
 
-    fn open(&mut self, mut stream: Stream, peer: Peer) {
+    fn open(&mut self, mut stream: L::Stream, peer: Peer) {
         let open = self.capacity.open.fetch_add(1, Ordering::Relaxed);
         self.site.ledger.opened();
         let token = self.slots.insert(Slot {
@@ -381,7 +388,7 @@ impl Endpoint {
             queued: false,
         });
         let key = Key::new(self.space, token);
-        if let Err(error) = self.registrar.watch(&mut stream, key) {
+        if let Err(error) = L::watch(&self.registrar, &mut stream, key) {
             log::error!(event_type = "accept_failed"; "cannot watch a connection: {error}");
             self.free(token, ConnectionOutcome::Shed);
             return;
@@ -450,7 +457,7 @@ impl Endpoint {
         self.site.ledger.closed(slot.booked, outcome);
         drop(slot);
         self.capacity.open.fetch_sub(1, Ordering::Relaxed);
-        self.listeners.iter_mut().for_each(Listener::resume);
+        self.listeners.iter_mut().for_each(L::resume);
     }
 }
 
@@ -466,7 +473,7 @@ fn consolidate_heap() {
 /// Above glibc's `FASTBIN_CONSOLIDATION_THRESHOLD` (64 KiB), below its mapping threshold (128 KiB).
 const CONSOLIDATING_BYTES: usize = 96 * 1024;
 
-fn enqueue(runnable: &mut VecDeque<Token>, slot: &mut Slot, token: Token) {
+fn enqueue<S: Transport>(runnable: &mut VecDeque<Token>, slot: &mut Slot<S>, token: Token) {
     if !slot.queued {
         slot.queued = true;
         runnable.push_back(token);
@@ -514,4 +521,4 @@ const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 const CROWD_MIN: usize = 64;
 /// Paid for by every idle connection, next to 8 bytes of its slot and 12 of the wheel. Debug builds
 /// of mio keep more per socket.
-const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot>() <= 56);
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot<Stream>>() <= 56);
