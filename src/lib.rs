@@ -24,6 +24,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `drain` | the shutdown as a pure state machine: phases, budget, signals |
+//! | `cleanup` | the clean-up hooks as a pure state machine: stages, limits, outcomes |
 //! | `ledger` | what became of every connection and request: counters with two laws |
 //! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
 //! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
@@ -69,6 +70,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod app;
+mod cleanup;
 mod config;
 mod drain;
 mod http;
@@ -84,6 +86,7 @@ mod signals;
 pub use ::bytes::Bytes;
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use app::{Handler, Methods, Router, any, delete, get, patch, post, put};
+pub use cleanup::{Hook, HookError, HookOutcome, HookReport, HookStage};
 pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{
     Body, BodyError, ConnectionTracking, IntoResponse, Limits, Request, RequestBody, Response,
@@ -92,10 +95,12 @@ pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
+pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
 pub use report::{LostLine, Report};
 pub use server::{
-    Address, AddressError, GracefulShutdown, HealthOn, Options, Server, StartError, Workers,
+    ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, Options, Server, Snapshot,
+    StartError, Workers,
 };
 pub use signals::{Signals, setup_signal_handlers};
 

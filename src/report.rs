@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::cleanup::{HookOutcome, HookReport};
 use crate::drain::Phase;
 use crate::http::watch::{LostRequest, RequestInfo};
 use crate::ledger::{ConnectionOutcome, Counts, RejectedCode, RequestOutcome};
@@ -33,6 +34,11 @@ pub struct Report {
     pub lost: Vec<LostLine>,
     /// How many more requests were refused or cut than `lost` names.
     pub lost_unnamed: u64,
+    /// What became of the clean-up hooks, in the order in which they ended.
+    pub hooks: Vec<HookReport>,
+    /// Guards of [`GracefulShutdown::add_connection`](crate::GracefulShutdown::add_connection) that
+    /// were still held when the time was up.
+    pub other_work: u64,
     /// The status the process should end with.
     pub exit_status: u8,
 }
@@ -85,7 +91,32 @@ impl LostLine {
 }
 
 impl Report {
-    /// 0: drained. 3: the shutdown refused or cut a request. 128+n: ended by a signal.
+    /// Of a server that did not come to its shutdown.
+    pub(crate) fn not_run(budget: Duration) -> Report {
+        Report {
+            reason: "the server did not run".to_owned(),
+            phases: Vec::new(),
+            budget,
+            budget_left: budget,
+            active_connections_at_shutdown: 0,
+            counts: Counts::default(),
+            refused: 0,
+            cut: 0,
+            lost: Vec::new(),
+            lost_unnamed: 0,
+            hooks: Vec::new(),
+            other_work: 0,
+            exit_status: 1,
+        }
+    }
+
+    /// Whether every hook did its work in its time.
+    pub fn is_cleaned_up(&self) -> bool {
+        self.hooks.iter().all(|hook| hook.outcome == HookOutcome::Done)
+    }
+
+    /// 0: drained. 3: the shutdown refused or cut a request or other work. 4: a clean-up hook
+    /// failed or overran. 128+n: ended by a signal. 1: a fault of the server.
     pub fn exit_status(&self) -> u8 {
         self.exit_status
     }
@@ -138,6 +169,8 @@ impl Report {
             "late_bytes": counts.late_bytes,
             "lost": self.lost,
             "lost_unnamed": self.lost_unnamed,
+            "hooks": self.hooks.iter().map(hook_json).collect::<Vec<_>>(),
+            "other_work": self.other_work,
             "exit_status": self.exit_status,
         })
         .to_string()
@@ -164,6 +197,20 @@ impl Termination for Report {
     fn report(self) -> ExitCode {
         ExitCode::from(self.exit_status)
     }
+}
+
+fn hook_json(hook: &HookReport) -> serde_json::Value {
+    let mut json = serde_json::json!({
+        "name": hook.name,
+        "stage": hook.stage.name(),
+        "outcome": hook.outcome.name(),
+        "seconds": seconds(hook.took),
+        "limit_seconds": seconds(hook.limit),
+    });
+    if let Some(error) = hook.outcome.error() {
+        json["error"] = error.into();
+    }
+    json
 }
 
 /// Seconds to the microsecond: more digits would be noise.

@@ -22,6 +22,11 @@ fn busy() -> Facts {
         shutdown_duration_seconds: 1.25,
         active_connections_at_shutdown: 8,
         forced_shutdown_total: 9,
+        hook_seconds: vec![
+            ("a \"b\"\n".to_owned(), 0.5),
+            ("c".to_owned(), 1.0),
+            ("c".to_owned(), 2.0),
+        ],
         log_lines_dropped: 10,
     }
 }
@@ -153,6 +158,8 @@ mod exposition {
             ("shutdown_duration_seconds", 1.25),
             ("active_connections_at_shutdown", 8.0),
             ("forced_shutdown_total", 9.0),
+            ("shutdown_hook_seconds{hook=\"a \\\"b\\\"\\n\"}", 0.5),
+            ("shutdown_hook_seconds{hook=\"c\"}", 3.0),
             ("log_lines_dropped_total", 10.0),
         ] {
             check(&text, series, expected);
@@ -165,7 +172,7 @@ mod exposition {
     fn every_row_of_the_table_is_exposed_with_its_help_and_type_and_nothing_else_is() {
         let metrics = Metrics::new();
         metrics.worker().request(&Method::GET, 200, 0.1);
-        let text = scrape(&metrics);
+        let text = metrics.render(&busy());
         for (name, kind, _, help) in names() {
             let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name}");
             assert_eq!(text.matches(&head).count(), 1, "{head}");

@@ -19,6 +19,8 @@ pub struct Status {
     metrics: Metrics,
     log_lines_dropped: Arc<AtomicU64>,
     shutdown: Mutex<ShutdownFacts>,
+    /// Seconds that clean-up hooks took.
+    hooks: Mutex<Vec<(String, f64)>>,
 }
 
 /// The numbers of the shutdown, for the metrics.
@@ -42,6 +44,7 @@ impl Status {
             metrics,
             log_lines_dropped,
             shutdown: Mutex::default(),
+            hooks: Mutex::default(),
         }
     }
 
@@ -82,6 +85,11 @@ impl Status {
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = facts;
     }
 
+    /// A clean-up hook has ended.
+    pub fn add_hook(&self, name: String, seconds: f64) {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push((name, seconds));
+    }
+
     /// The metrics as text.
     pub fn render_metrics(&self) -> String {
         let counts = self.counts();
@@ -101,6 +109,7 @@ impl Status {
             shutdown_duration_seconds: shutdown.duration.as_secs_f64(),
             active_connections_at_shutdown: shutdown.active_connections,
             forced_shutdown_total: shutdown.forced,
+            hook_seconds: self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             log_lines_dropped: self.log_lines_dropped.load(Ordering::Relaxed),
         })
     }

@@ -428,8 +428,8 @@ thread_local! {
     static IS_RESERVED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whose lines have places of their own in the queue: what control says of a start and a shutdown
-/// is not to be lost among the access log's lines.
+/// Whose lines have places of their own in the queue: what control says of a start and a
+/// shutdown is not to be lost among the access log's lines.
 const RESERVED_TARGET: &str = "ebbtide::server";
 
 /// Those places.

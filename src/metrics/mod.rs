@@ -111,6 +111,8 @@ pub struct Facts {
     pub active_connections_at_shutdown: u64,
     /// Shutdowns that ended before everything was finished.
     pub forced_shutdown_total: u64,
+    /// Seconds that each clean-up hook took, by its name.
+    pub hook_seconds: Vec<(String, f64)>,
     /// Log lines lost since the start.
     pub log_lines_dropped: u64,
 }
@@ -208,6 +210,8 @@ table! {
         "Connections that were open when the shutdown began; 0 before.";
     FORCED: Counter "forced_shutdown_total" [""]
         "Shutdowns that ended requests or connections by force.";
+    HOOK_SECONDS: Gauge "shutdown_hook_seconds" ["hook"]
+        "Time that a clean-up hook took, or was waited for; no series before it has ended.";
     LOG_DROPPED: Counter "log_lines_dropped_total" [""]
         "Log lines lost because whoever reads the log did not keep up or went away.";
     BUILD: Gauge "build_info" ["version,revision"]

@@ -14,10 +14,10 @@ use prometheus::{
 use super::process::{self, Process};
 use super::{
     ACCEPTED, ACTIVE_AT_SHUTDOWN, BUILD, CLOSED, CONNECTION_OUTCOMES, CONNECTION_STATES,
-    CONNECTIONS, CPU_SECONDS, FINISHED, FORCED, Facts, IN_FLIGHT, LATE_BYTES, LOG_DROPPED, MAX_FDS,
-    METHODS, OPEN_FDS, OTHER_METHOD, PHASE, PHASES, REJECTED, REJECTION_CODES, REQUEST_BUCKETS,
-    REQUEST_OUTCOMES, REQUEST_SECONDS, REQUESTS, RESIDENT_BYTES, Row, SHUTDOWN_SECONDS,
-    START_SECONDS, THREADS, TURN_BUCKETS, TURN_SECONDS, VIRTUAL_BYTES,
+    CONNECTIONS, CPU_SECONDS, FINISHED, FORCED, Facts, HOOK_SECONDS, IN_FLIGHT, LATE_BYTES,
+    LOG_DROPPED, MAX_FDS, METHODS, OPEN_FDS, OTHER_METHOD, PHASE, PHASES, REJECTED,
+    REJECTION_CODES, REQUEST_BUCKETS, REQUEST_OUTCOMES, REQUEST_SECONDS, REQUESTS, RESIDENT_BYTES,
+    Row, SHUTDOWN_SECONDS, START_SECONDS, THREADS, TURN_BUCKETS, TURN_SECONDS, VIRTUAL_BYTES,
 };
 
 /// One server's metrics. Cloneable; clones are the same metrics.
@@ -215,6 +215,14 @@ impl Exposition {
         self.single(&SHUTDOWN_SECONDS, facts.shutdown_duration_seconds);
         self.single(&ACTIVE_AT_SHUTDOWN, facts.active_connections_at_shutdown);
         self.single(&FORCED, facts.forced_shutdown_total);
+        // Hooks of one name are one series, which must not come twice.
+        let mut hooks = BTreeMap::new();
+        for (name, seconds) in &facts.hook_seconds {
+            *hooks.entry(escaped(name)).or_insert(0.0) += seconds;
+        }
+        if !hooks.is_empty() {
+            self.labelled(&HOOK_SECONDS, hooks);
+        }
         self.single(&LOG_DROPPED, facts.log_lines_dropped);
     }
 
@@ -279,6 +287,11 @@ impl Exposition {
         let close = if labels.is_empty() { "" } else { "}" };
         writeln!(self.text, "{close} {value}").expect("a String takes all");
     }
+}
+
+/// A label's value as the exposition format wants it: a program's own names may hold anything.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }
 
 /// A number for each label that methods have: the place in [`METHODS`], or one past it.

@@ -12,6 +12,7 @@
 //! * Every wake of a sleeping reactor costs one `write(2)` on its eventfd, however many wakes come.
 
 pub mod blocking;
+pub mod cancel;
 pub mod doorbell;
 pub mod listener;
 pub mod mailbox;

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{Command, Endpoint, grace};
 use super::handle::GracefulShutdown;
+use super::hooks;
 use super::narrate;
+use super::trim::Trim;
 use super::worker::Pulse;
 use crate::app::status::{ShutdownFacts, Status};
+use crate::cleanup::{Cleanup, HookId, HookOutcome, Start};
 use crate::drain::{Drain, Input, Order, Phase, Signal};
 use crate::http::watch::Watch;
 use crate::ledger::{Counts, Ledger, RequestOutcome};
@@ -20,7 +23,6 @@ use crate::reactor::mailbox::Mailbox;
 use crate::reactor::slots::Token;
 use crate::reactor::socket::Readiness;
 use crate::reactor::turn::{Host, Key, earliest};
-use crate::report::{LostLine, Report};
 use crate::signals::{Caught, Signals};
 
 /// What control is told.
@@ -29,10 +31,24 @@ pub enum ControlMail {
     /// Begin the shutdown, unless it has begun.
     Begin,
     Signal(Signal),
-    /// A worker's listeners are retired and its connections gone; its pulse says so as well.
+    /// End what stands.
+    Force,
+    /// Take the shutdown back.
+    Undo,
+    /// A worker's listeners are retired and its connections gone (its pulse says so as well), or
+    /// other work is done.
     Quiet,
+    /// A clean-up hook has ended.
+    HookEnded(HookId, HookOutcome),
     /// This worker's thread has ended by a fault of ours.
     WorkerLost(usize),
+}
+
+impl ControlMail {
+    /// Whether a server that is told so begins its shutdown.
+    pub fn begins(&self) -> bool {
+        matches!(self, ControlMail::Begin | ControlMail::Signal(_) | ControlMail::Force)
+    }
 }
 
 /// What control knows of a worker.
@@ -59,6 +75,9 @@ pub struct Control {
     pub workers: Vec<WorkerView>,
     pub status: Arc<Status>,
     pub handle: GracefulShutdown,
+    pub cleanup: Cleanup,
+    /// How many of its reports have been told.
+    pub hooks_told: usize,
     /// When each phase after the first began.
     pub phases: Vec<(Phase, Instant)>,
     pub reason: String,
@@ -72,19 +91,6 @@ pub struct Control {
     pub said_quiet: bool,
     /// The status to end with; `Some` ends the loop.
     pub verdict: Option<Verdict>,
-}
-
-/// When memory is given back.
-#[derive(Debug, Default)]
-pub struct Trim {
-    /// Hot connections that had been dropped at the last look.
-    cooled: u64,
-    /// When the number was last seen to change.
-    changed: Option<Instant>,
-    /// The number when memory was last given back.
-    trimmed: u64,
-    /// Whether the workers were told to tidy up their heaps for it.
-    is_consolidated: bool,
 }
 
 /// How the shutdown ended.
@@ -116,6 +122,10 @@ impl Control {
         if phase == before {
             return;
         }
+        if phase == Phase::Running {
+            self.forget(now);
+            return;
+        }
         if before == Phase::Running {
             self.at_shutdown = self.status.counts();
             for worker in &self.workers {
@@ -139,6 +149,18 @@ impl Control {
         }
     }
 
+    /// The shutdown was taken back.
+    fn forget(&mut self, now: Instant) {
+        narrate::undone(&self.reason);
+        self.status.set_phase(Phase::Running);
+        self.status.set_shutdown(ShutdownFacts::default());
+        self.handle.set_undone();
+        self.phases.clear();
+        self.reason.clear();
+        self.at_shutdown = Counts::default();
+        self.next_tick = now + TICK_INTERVAL;
+    }
+
     /// Updates the numbers that the metrics tell of the shutdown.
     fn publish(&self, now: Instant) {
         let Some(begun) = self.drain.begun() else { return };
@@ -152,23 +174,51 @@ impl Control {
         });
     }
 
-    fn lost_since_begin(&self, counts: &Counts, outcome: RequestOutcome) -> u64 {
+    pub(super) fn lost_since_begin(&self, counts: &Counts, outcome: RequestOutcome) -> u64 {
         counts.finished_as(outcome).saturating_sub(self.at_shutdown.finished_as(outcome))
     }
 
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Announce => self.command(Command::Announce, now),
+            Order::Resume => self.command(Command::Resume, now),
             Order::Drain { idle } => {
                 let grace = grace(self.drain.policy(), idle);
                 self.command(Command::Drain(grace), now);
             }
-            Order::Cancel => self.command(Command::Cancel, now),
+            Order::Cancel => {
+                self.handle.cancellation().cancel();
+                self.command(Command::Cancel, now);
+            }
             Order::Refuse => self.command(Command::Refuse, now),
             Order::Cut => self.command(Command::Cut, now),
-            Order::CleanUp => self.feed(now, Input::CleanedUp),
+            Order::CleanUp => self.clean_up(now),
             Order::Stop => self.verdict = Some(Verdict::Stopped),
             Order::Quit(status) => self.verdict = Some(Verdict::Quit(status)),
+        }
+    }
+
+    fn clean_up(&mut self, now: Instant) {
+        let end = self.drain.deadline().unwrap_or(now);
+        let starts = self.cleanup.begin(now, end, self.handle.take_hooks());
+        self.go_on_cleaning(starts, now);
+    }
+
+    /// Starts hooks, tells of those that have ended, and notes the end of the clean-up.
+    fn go_on_cleaning(&mut self, starts: Vec<Start>, now: Instant) {
+        for start in starts {
+            let mailbox = self.mailbox.clone();
+            hooks::spawn(start, move |id, outcome| {
+                mailbox.post(ControlMail::HookEnded(id, outcome));
+            });
+        }
+        for report in &self.cleanup.reports()[self.hooks_told..] {
+            narrate::hook(report);
+            self.status.add_hook(report.name.clone(), report.took.as_secs_f64());
+        }
+        self.hooks_told = self.cleanup.reports().len();
+        if self.cleanup.is_over() {
+            self.feed(now, Input::CleanedUp);
         }
     }
 
@@ -197,6 +247,36 @@ impl Control {
         self.signal(signal, now);
     }
 
+    fn take_one(&mut self, mail: ControlMail, now: Instant) {
+        let is_running = self.drain.phase() == Phase::Running;
+        match mail {
+            ControlMail::Begin if is_running => {
+                "shutdown()".clone_into(&mut self.reason);
+                self.feed(now, Input::Signal(Signal::Terminate));
+            }
+            ControlMail::Begin => {}
+            ControlMail::Signal(signal) => self.signal(signal, now),
+            ControlMail::Force => {
+                if is_running {
+                    "force()".clone_into(&mut self.reason);
+                }
+                self.feed(now, Input::Force);
+            }
+            ControlMail::Undo => {
+                if !is_running && self.drain.phase() != Phase::LameDuck {
+                    narrate::undo_too_late(self.drain.phase());
+                }
+                self.feed(now, Input::Undo);
+            }
+            ControlMail::Quiet => self.note_quiet(now),
+            ControlMail::HookEnded(id, outcome) => {
+                let starts = self.cleanup.ended(now, id, outcome);
+                self.go_on_cleaning(starts, now);
+            }
+            ControlMail::WorkerLost(index) => self.worker_lost(index, now),
+        }
+    }
+
     fn signal(&mut self, signal: Signal, now: Instant) {
         if self.drain.phase() == Phase::Running {
             signal.name().clone_into(&mut self.reason);
@@ -206,11 +286,19 @@ impl Control {
         self.feed(now, Input::Signal(signal));
     }
 
-    /// Whether every worker has said that nothing is left.
+    /// Whether every worker has said that nothing is left, and there is no other work.
     fn is_quiet(&self) -> bool {
-        self.workers
+        let workers = self
+            .workers
             .iter()
-            .all(|worker| worker.is_lost || worker.pulse.quiet.load(Ordering::Acquire))
+            .all(|worker| worker.is_lost || worker.pulse.quiet.load(Ordering::Acquire));
+        workers && self.handle.other_work() == 0
+    }
+
+    fn note_quiet(&mut self, now: Instant) {
+        if self.is_quiet() {
+            self.feed(now, Input::Quiet);
+        }
     }
 
     /// A server without one of its workers is no server: its share of the connections is gone.
@@ -220,9 +308,7 @@ impl Control {
             "a lost worker".clone_into(&mut self.reason);
             self.feed(now, Input::Signal(Signal::Terminate));
         }
-        if self.is_quiet() {
-            self.feed(now, Input::Quiet);
-        }
+        self.note_quiet(now);
     }
 
     /// Looks for stuck workers, and says when to look again: when a turn that is running would
@@ -248,110 +334,30 @@ impl Control {
     /// Once a second: tells what a shutdown waits for.
     fn tick(&mut self, now: Instant) {
         self.next_tick = now + TICK_INTERVAL;
-        self.trim(now);
+        let cooled = self.workers.iter().map(|worker| worker.ledger.cooled_so_far()).sum();
+        if self.trim.is_due(cooled, now) {
+            // What that takes is not known here, but it is not a second.
+            self.command(Command::Consolidate, now);
+        }
         let Some(begun) = self.drain.begun() else { return };
         self.publish(now);
         if self.drain.is_overtime() {
             // Nobody knows how long this goes on: say it less often.
             self.next_tick = now + OVERTIME_INTERVAL;
         }
-        let left = self.drain.end().map(|end| end.saturating_duration_since(now));
-        let age = now.saturating_duration_since(begun);
-        narrate::progress(self.drain.phase(), age, left, &self.status.counts(), &self.workers, now);
+        narrate::progress(
+            &narrate::Progress {
+                phase: self.drain.phase(),
+                age: now.saturating_duration_since(begun),
+                left: self.drain.end().map(|end| end.saturating_duration_since(now)),
+                counts: self.status.counts(),
+                other_work: self.handle.other_work(),
+                hooks: self.cleanup.running(now),
+            },
+            &self.workers,
+            now,
+        );
     }
-
-    /// Gives memory back once the burst that freed it is over, on a thread of its own: it takes
-    /// milliseconds and locks the heaps.
-    fn trim(&mut self, now: Instant) {
-        let cooled = self.workers.iter().map(|worker| worker.ledger.cooled_so_far()).sum();
-        if cooled != self.trim.cooled {
-            self.trim.cooled = cooled;
-            self.trim.changed = Some(now);
-        }
-        let is_over = self.trim.changed.is_some_and(|at| now >= at + TRIM_QUIET);
-        if !is_over || cooled < self.trim.trimmed + TRIM_AFTER {
-            return;
-        }
-        if !self.trim.is_consolidated {
-            // The workers tidy up first; what that takes is not known here, but it is not a second.
-            self.trim.is_consolidated = true;
-            self.command(Command::Consolidate, now);
-            return;
-        }
-        self.trim.is_consolidated = false;
-        self.trim.trimmed = cooled;
-        let spawned = std::thread::Builder::new()
-            .name("ebbtide-trim".to_owned())
-            .spawn(crate::os::trim_memory);
-        if let Err(error) = spawned {
-            log::debug!(event_type = "trim_failed"; "cannot give memory back: {error}");
-        }
-    }
-
-    /// The report, once there is a verdict.
-    pub fn report(&self, now: Instant) -> Report {
-        let verdict = self.verdict.unwrap_or(Verdict::Stopped);
-        let mut counts = Counts::default();
-        let mut lost = Vec::new();
-        let mut lost_unnamed = 0;
-        for worker in &self.workers {
-            let (books, named, unnamed) = close_books(worker, now);
-            counts.add(&books);
-            lost.extend(named);
-            lost_unnamed += unnamed;
-        }
-        let refused = self.lost_since_begin(&counts, RequestOutcome::Refused);
-        let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
-        let exit_status = match verdict {
-            Verdict::Quit(status) => status,
-            Verdict::Stopped if self.workers.iter().any(|worker| worker.is_lost) => EXIT_FAULT,
-            Verdict::Stopped if refused + cut > 0 => EXIT_LOST,
-            Verdict::Stopped => 0,
-        };
-        let ends = self.phases.iter().skip(1).map(|(_, at)| *at).chain([now]);
-        let phases = self.phases.iter().zip(ends);
-        Report {
-            reason: self.reason.clone(),
-            phases: phases
-                .filter(|((phase, _), _)| *phase != Phase::Stopped)
-                .map(|((phase, began), end)| (*phase, end.saturating_duration_since(*began)))
-                .collect(),
-            budget: self.drain.policy().timeout,
-            budget_left: self
-                .drain
-                .end()
-                .map_or(Duration::ZERO, |end| end.saturating_duration_since(now)),
-            active_connections_at_shutdown: self.at_shutdown.open(),
-            counts,
-            refused,
-            cut,
-            lost,
-            lost_unnamed,
-            exit_status,
-        }
-    }
-}
-
-/// Closes a worker's books at the end: what it still has is cut by the end of the process, be it
-/// stuck in a handler or not asked to finish. Names what can be named; the number is of those that
-/// cannot.
-fn close_books(worker: &WorkerView, now: Instant) -> (Counts, Vec<LostLine>, u64) {
-    let mut counts = worker.ledger.counts().closed_by_cut();
-    let unfinished = std::mem::take(&mut counts.in_flight);
-    counts.finished[RequestOutcome::Cut as usize] += unfinished;
-    let (named, mut unnamed) = worker.watch.take_lost();
-    let mut lost: Vec<LostLine> = named.iter().map(|request| LostLine::new(request, now)).collect();
-    if unfinished > 0 {
-        let running =
-            worker.watch.running().map(|info| (info, "its handler, which holds the worker"));
-        let waiting = worker.watch.waiting().into_iter().map(|info| (info, "its handler"));
-        let before = lost.len();
-        lost.extend(running.into_iter().chain(waiting).map(|(info, waited_for)| {
-            LostLine::unfinished(info, RequestOutcome::Cut, waited_for, now)
-        }));
-        unnamed += unfinished.saturating_sub((lost.len() - before) as u64);
-    }
-    (counts, lost, unnamed)
 }
 
 impl Host for Control {
@@ -362,7 +368,8 @@ impl Host for Control {
     fn deadline(&self) -> Option<Instant> {
         let endpoints = self.endpoints().filter_map(Endpoint::deadline).min();
         let own = self.next_tick.min(self.next_look);
-        earliest(earliest(Some(own), self.drain.deadline()), endpoints)
+        let shutdown = earliest(self.drain.deadline(), self.cleanup.deadline());
+        earliest(earliest(Some(own), shutdown), endpoints)
     }
 
     fn ready(&mut self, key: Key, readiness: Readiness) {
@@ -377,6 +384,11 @@ impl Host for Control {
     fn expire(&mut self, now: Instant) {
         for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
             endpoint.expire(now);
+        }
+        // Hooks first: those that overrun at the end of the budget are to have their outcome.
+        if self.cleanup.deadline().is_some_and(|at| now >= at) {
+            let starts = self.cleanup.expire(now);
+            self.go_on_cleaning(starts, now);
         }
         self.feed(now, Input::Expired);
         if now >= self.next_look {
@@ -397,20 +409,7 @@ impl Host for Control {
             self.take_signal(caught, now);
         }
         while let Some(mail) = self.mailbox.take() {
-            match mail {
-                ControlMail::Begin if self.drain.phase() == Phase::Running => {
-                    "shutdown()".clone_into(&mut self.reason);
-                    self.feed(now, Input::Signal(Signal::Terminate));
-                }
-                ControlMail::Begin => {}
-                ControlMail::Signal(signal) => self.signal(signal, now),
-                ControlMail::Quiet => {
-                    if self.is_quiet() {
-                        self.feed(now, Input::Quiet);
-                    }
-                }
-                ControlMail::WorkerLost(index) => self.worker_lost(index, now),
-            }
+            self.take_one(mail, now);
         }
     }
 
@@ -437,7 +436,7 @@ impl Host for Control {
             for worker in &self.workers {
                 worker.pulse.quiet.store(true, Ordering::Release);
             }
-            self.feed(now, Input::Quiet);
+            self.note_quiet(now);
         }
     }
 }
@@ -458,12 +457,6 @@ pub const ADMIN_SPACE: u8 = 3;
 
 const SIGNALS_SPACE: u8 = 5;
 
-/// The exit status when the shutdown refused or cut a request.
-pub const EXIT_LOST: u8 = 3;
-
-/// The exit status when a worker was lost.
-pub const EXIT_FAULT: u8 = 1;
-
 /// How often control looks around.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -475,10 +468,3 @@ const LOOK_MARGIN: Duration = Duration::from_millis(5);
 
 /// A worker's turn that lasts longer is worth a warning.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
-
-/// How long no connection may have cooled: longer than an idle one stays hot, so that what a burst
-/// took is given back in one piece, and between two ticks.
-const TRIM_QUIET: Duration = Duration::from_millis(1800);
-
-/// Dropped hot connections (some 10 to 18 KiB each) that are worth it.
-const TRIM_AFTER: u64 = 16;

@@ -87,6 +87,8 @@ impl Capacity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Announce,
+    /// The shutdown was taken back.
+    Resume,
     Drain(Grace),
     Cancel,
     Refuse,
@@ -238,6 +240,7 @@ impl<L: Acceptor> Endpoint<L> {
         self.site.now.set(now);
         match command {
             Command::Announce => self.enter(Mode::Announcing),
+            Command::Resume => self.enter(Mode::Serving),
             Command::Drain(grace) => {
                 self.enter(Mode::Draining { since: now, grace: self.spread(grace) });
                 if self.retiring == Retiring::No {

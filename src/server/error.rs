@@ -14,6 +14,8 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The shutdown handle steers another server.
+    HandleInUse,
     /// The system would not give what a server needs: descriptors, threads, signal handlers.
     System {
         /// What was asked of it, as in "cannot ...".
@@ -39,6 +41,7 @@ impl fmt::Display for StartError {
             StartError::Listen { address, source } => {
                 write!(f, "cannot listen on {address}: {source}")
             }
+            StartError::HandleInUse => f.write_str("the shutdown handle steers another server"),
             StartError::System { what, source } => write!(f, "cannot {what}: {source}"),
         }
     }
@@ -48,6 +51,7 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StartError::Listen { source, .. } | StartError::System { source, .. } => Some(source),
+            StartError::HandleInUse => None,
         }
     }
 }

@@ -1,14 +1,17 @@
 //! The server: workers, listeners and control put together. The only module that sees everything.
 
 mod address;
+mod closing;
 mod control;
 mod endpoint;
 mod error;
 mod handle;
+mod hooks;
 mod listener;
 mod narrate;
 mod options;
 mod site;
+mod trim;
 mod worker;
 
 use std::io;
@@ -18,17 +21,20 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use self::address::{Address, AddressError};
-use self::control::{ADMIN_SPACE, Control, ControlMail, Trim, WorkerView, signals_key};
+use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
 use self::endpoint::{Capacity, Command, Endpoint};
 pub use self::error::StartError;
-pub use self::handle::GracefulShutdown;
+use self::handle::Joined;
+pub use self::handle::{ActiveWork, GracefulShutdown, Snapshot};
 use self::listener::{Bound, PortUse};
 pub use self::options::{HealthOn, Options, Workers};
 use self::site::SiteSetup;
+use self::trim::Trim;
 use self::worker::{PUBLIC_SPACE, Pulse, WorkerSetup};
 use crate::app::admin;
 use crate::app::router::Router;
 use crate::app::status::Status;
+use crate::cleanup::Cleanup;
 use crate::drain::Drain;
 use crate::http::site::AccessLog;
 use crate::ledger::{Counts, Ledger};
@@ -50,7 +56,7 @@ pub struct Server {
     signals: Option<Signals>,
     views: Vec<(SiteSetup, Arc<Pulse>)>,
     status: Arc<Status>,
-    handle: GracefulShutdown,
+    handle: Joined,
     connections_max: usize,
 }
 
@@ -92,7 +98,8 @@ impl Server {
             (site, Pulse::new(reactor.now()))
         });
         Ok(Server {
-            handle: GracefulShutdown::new(mailbox.clone(), Arc::clone(&status)),
+            handle: GracefulShutdown::new(options.shutdown.timeout)
+                .join(mailbox.clone(), Arc::clone(&status))?,
             views: views.collect(),
             connections_max: options.connections_max(),
             signals: None,
@@ -114,7 +121,18 @@ impl Server {
 
     /// The handle that watches and ends this server.
     pub fn shutdown_handle(&self) -> GracefulShutdown {
-        self.handle.clone()
+        self.handle.handle().clone()
+    }
+
+    /// Steers this server by a handle that was made before it, in the place of its own. The
+    /// handle's timeout replaces that of [`Options::shutdown`].
+    ///
+    /// # Errors
+    /// [`StartError::HandleInUse`]: a handle steers one server.
+    pub fn with_shutdown(mut self, handle: &GracefulShutdown) -> Result<Server, StartError> {
+        self.handle = handle.join(self.mailbox.clone(), Arc::clone(&self.status))?;
+        self.options.shutdown.timeout = handle.timeout();
+        Ok(self)
     }
 
     /// The addresses it is bound to, with the ports that the kernel chose.
@@ -166,7 +184,7 @@ impl Server {
         drop(entered);
         self.write_report(&report);
         narrate::report(&report);
-        self.handle.set_finished(&report);
+        self.handle.handle().set_finished(&report);
         Ok(report)
     }
 
@@ -181,7 +199,9 @@ impl Server {
             public: None,
             workers: Vec::new(),
             status: Arc::clone(&self.status),
-            handle: self.handle.clone(),
+            handle: self.shutdown_handle(),
+            cleanup: Cleanup::default(),
+            hooks_told: 0,
             phases: Vec::new(),
             reason: String::new(),
             at_shutdown: Counts::default(),

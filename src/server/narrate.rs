@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::control::WorkerView;
+use crate::cleanup::{HookOutcome, HookReport};
 use crate::drain::{Phase, Signal};
 use crate::http::watch::RequestInfo;
 use crate::ledger::{ConnectionState, Counts};
@@ -59,25 +60,75 @@ pub fn further_signal(signal: Signal, phase: Phase) {
     );
 }
 
-pub fn progress(
-    phase: Phase,
-    age: Duration,
-    left: Option<Duration>,
-    counts: &Counts,
-    workers: &[WorkerView],
-    now: Instant,
-) {
+/// The shutdown was taken back in its lame-duck phase.
+pub fn undone(reason: &str) {
+    log::warn!(
+        event_type = "shutdown_undone", reason = reason;
+        "Shutdown undone, serving on"
+    );
+}
+
+pub fn undo_too_late(phase: Phase) {
+    log::warn!(
+        event_type = "shutdown_not_undone", phase = phase.name();
+        "The shutdown cannot be undone any more: the listeners are closed"
+    );
+}
+
+/// A clean-up hook has ended.
+pub fn hook(report: &HookReport) {
+    let level = match report.outcome {
+        HookOutcome::Done => log::Level::Info,
+        HookOutcome::Failed(_) | HookOutcome::Panicked(_) | HookOutcome::Overran => {
+            log::Level::Warn
+        }
+    };
+    let (name, outcome) = (report.name.as_str(), report.outcome.name());
+    log::log!(
+        level,
+        event_type = "shutdown_hook",
+        hook = name,
+        stage = report.stage.name(),
+        outcome = outcome,
+        seconds = seconds(report.took),
+        limit_seconds = seconds(report.limit),
+        error = report.outcome.error();
+        "Clean-up hook {name}: {outcome} in {:.3} s", report.took.as_secs_f64()
+    );
+}
+
+/// What a shutdown waits for.
+pub struct Progress<'a> {
+    pub phase: Phase,
+    /// Since it began.
+    pub age: Duration,
+    /// Of the budget.
+    pub left: Option<Duration>,
+    pub counts: Counts,
+    pub other_work: u64,
+    /// Clean-up hooks that run, and for how long.
+    pub hooks: Vec<(&'a str, Duration)>,
+}
+
+pub fn progress(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
     let oldest = oldest(workers, 1).into_iter().next();
+    let (open, in_flight) = (progress.counts.open(), progress.counts.in_flight);
+    let hooks: Vec<String> = progress
+        .hooks
+        .iter()
+        .map(|(name, age)| format!("{name} for {:.1} s", age.as_secs_f64()))
+        .collect();
     log::info!(
         event_type = "shutdown_progress",
-        phase = phase.name(),
-        elapsed_seconds = seconds(age),
-        left_seconds = left.map(seconds),
-        connections = counts.open(),
-        requests_in_flight = counts.in_flight,
+        phase = progress.phase.name(),
+        elapsed_seconds = seconds(progress.age),
+        left_seconds = progress.left.map(seconds),
+        connections = open,
+        requests_in_flight = in_flight,
+        other_work = progress.other_work,
+        hooks_running = (!hooks.is_empty()).then(|| hooks.join("; ")),
         oldest = oldest.as_ref().map(|info| describe(info, now));
-        "Shutting down, requests in flight: {}, connections open: {}",
-        counts.in_flight, counts.open()
+        "Shutting down, requests in flight: {in_flight}, connections open: {open}"
     );
 }
 

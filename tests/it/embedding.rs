@@ -166,7 +166,9 @@ fn expect_in_use(options: Options, address: &Address) {
             assert_eq!(named, address);
             assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
         }
-        StartError::System { .. } => panic!("the address is at fault: {error}"),
+        StartError::System { .. } | StartError::HandleInUse => {
+            panic!("the address is at fault: {error}")
+        }
     }
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }

@@ -12,7 +12,7 @@ fn a_server_with_nothing_to_do_stops_at_once() {
     served.client().get("/hello").expect(200, "hello");
     served.until("the client is gone", |counts| counts.open() == 0);
     assert!(!served.handle.is_shutting_down());
-    assert!(served.handle.finished(ms(1)).is_none());
+    assert!(served.handle.finished_within(ms(1)).is_none());
     assert_eq!(served.phase(), Phase::Running);
     let began = now();
     served.begin_shutdown();
@@ -24,11 +24,11 @@ fn a_server_with_nothing_to_do_stops_at_once() {
     assert_eq!((report.refused, report.cut, report.lost.len()), (0, 0, 0));
     assert_eq!(report.active_connections_at_shutdown, 0);
     assert!(report.duration() < SLACK && report.budget_left + SLACK > report.budget);
-    assert_eq!(handle.snapshot().0, Phase::Stopped);
+    assert_eq!(handle.snapshot().phase, Phase::Stopped);
     // Too late for anything.
     handle.shutdown();
     handle.signal_handler(Signal::Terminate);
-    assert_eq!(handle.finished(ms(1)), Some(report));
+    assert_eq!(handle.finished_within(ms(1)), Some(report));
 }
 
 #[test]

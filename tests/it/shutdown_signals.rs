@@ -161,7 +161,7 @@ fn a_waiter_sees_the_phase_that_woke_it() {
         let (served, gate, _client) = waiting(Policy::default());
         served.handle.shutdown();
         served.handle.wait_for_shutdown();
-        assert_eq!(served.handle.snapshot().0, Phase::Draining);
+        assert_eq!(served.handle.snapshot().phase, Phase::Draining);
         gate.open();
     }
 }
@@ -176,7 +176,7 @@ fn waiters_of_the_handle_are_woken() {
     });
     let handle = served.handle.clone();
     let over = super::support::spawn("waiting for the end", move || {
-        handle.finished(super::support::PATIENCE).map(|report| report.exit_status)
+        handle.finished_within(super::support::PATIENCE).map(|report| report.exit_status)
     });
     client.expect_silence(ms(20));
     assert!(!begun.is_finished());

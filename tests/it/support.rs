@@ -73,11 +73,11 @@ impl Served {
     }
 
     pub fn counts(&self) -> Counts {
-        self.handle.snapshot().1
+        self.handle.snapshot().counts
     }
 
     pub fn phase(&self) -> Phase {
-        self.handle.snapshot().0
+        self.handle.snapshot().phase
     }
 
     /// Waits until the books say so.
@@ -166,7 +166,7 @@ impl Served {
         let handle = self.handle.clone();
         wait_until("the server has ended", || thread.is_finished());
         let returned = thread.join().expect("control does not panic").expect("it could serve");
-        let told = handle.finished(Duration::ZERO).expect("the handle knows the report");
+        let told = handle.finished_within(Duration::ZERO).expect("the handle knows the report");
         assert_eq!(told, returned, "handle and run() tell the same");
         returned.counts.check();
         if returned.exit_status == 0 {
@@ -189,7 +189,7 @@ impl Drop for Served {
             return;
         }
         self.handle.signal_handler(Signal::Interrupt);
-        if self.handle.finished(2 * SIGNAL_ECHO).is_none() {
+        if self.handle.finished_within(2 * SIGNAL_ECHO).is_none() {
             // Some handler waits for a gate that nobody will open.
             self.handle.signal_handler(Signal::Interrupt);
         }

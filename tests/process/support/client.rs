@@ -114,8 +114,8 @@ impl Client {
         count > 0
     }
 
-    /// A read with a timeout is interrupted when the process is stopped and continued, even without a
-    /// signal handler (`signal(7)`).
+    /// A read with a timeout is interrupted when the process is stopped and continued, even without
+    /// a signal handler (`signal(7)`).
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {

@@ -1,0 +1,162 @@
+//! A token that tells work that nobody waits for it any longer.
+//!
+//! Made on one thread, asked and awaited on any: handlers await it, jobs on other threads look at
+//! it between two steps. It fires once and stays fired.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// Tells that work should end. Clones are the same token. Await it, or ask
+/// [`is_cancelled`](CancellationToken::is_cancelled) from any thread.
+#[derive(Clone)]
+pub struct CancellationToken {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    is_cancelled: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    wakers: BTreeMap<u64, Waker>,
+    next: u64,
+}
+
+impl CancellationToken {
+    pub(crate) fn new() -> CancellationToken {
+        let inner = Inner { is_cancelled: AtomicBool::new(false), waiting: Mutex::default() };
+        CancellationToken { inner: Arc::new(inner) }
+    }
+
+    /// Whether it has fired.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.is_cancelled.load(Ordering::Acquire)
+    }
+
+    /// Waits until it fires; ready at once when it has.
+    pub fn cancelled(&self) -> Cancelled {
+        Cancelled { token: self.clone(), id: None }
+    }
+
+    /// Fires it.
+    pub(crate) fn cancel(&self) {
+        // Set first: who registers after the wakers are taken sees it.
+        self.inner.is_cancelled.store(true, Ordering::Release);
+        let wakers = std::mem::take(&mut self.waiting().wakers);
+        for waker in wakers.into_values() {
+            waker.wake();
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.inner.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for CancellationToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancellationToken").field("is_cancelled", &self.is_cancelled()).finish()
+    }
+}
+
+impl IntoFuture for CancellationToken {
+    type Output = ();
+    type IntoFuture = Cancelled;
+
+    fn into_future(self) -> Cancelled {
+        Cancelled { token: self, id: None }
+    }
+}
+
+/// The future of a [`CancellationToken`].
+#[must_use = "a future does nothing unless awaited"]
+pub struct Cancelled {
+    token: CancellationToken,
+    /// `Some` while its waker is registered.
+    id: Option<u64>,
+}
+
+impl Future for Cancelled {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Cancelled>, cx: &mut Context<'_>) -> Poll<()> {
+        let id = self.id;
+        let (id, before) = {
+            let mut waiting = self.token.waiting();
+            // Asked under the lock: `cancel` sets it before it takes the wakers.
+            if self.token.is_cancelled() {
+                return Poll::Ready(());
+            }
+            let id = id.unwrap_or_else(|| {
+                waiting.next += 1;
+                waiting.next
+            });
+            (id, waiting.wakers.insert(id, cx.waker().clone()))
+        };
+        // Dropped with nothing locked: it may run foreign code.
+        drop(before);
+        self.id = Some(id);
+        Poll::Pending
+    }
+}
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let waker = self.token.waiting().wakers.remove(&id);
+            drop(waker);
+        }
+    }
+}
+
+impl fmt::Debug for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.token.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn everyone_who_waits_is_woken_once_and_who_left_is_not() {
+        let token = CancellationToken::new();
+        let (stays, leaves) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (one, two) = (Waker::from(Arc::clone(&stays)), Waker::from(Arc::clone(&leaves)));
+        let mut waits = Box::pin(token.clone().into_future());
+        let mut gone = Box::pin(token.cancelled());
+        for _ in 0..2 {
+            assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_pending());
+            assert!(gone.as_mut().poll(&mut Context::from_waker(&two)).is_pending());
+        }
+        drop(gone);
+        assert!(!token.is_cancelled());
+        token.cancel();
+        token.cancel();
+        assert!(token.is_cancelled());
+        assert_eq!((stays.0.load(Ordering::Relaxed), leaves.0.load(Ordering::Relaxed)), (1, 0));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_ready());
+        let mut late = Box::pin(token.cancelled());
+        assert!(late.as_mut().poll(&mut Context::from_waker(&one)).is_ready());
+    }
+}
