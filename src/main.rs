@@ -9,11 +9,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ebbtide::internal::app::{lab::Lab, sample};
-use ebbtide::internal::config::{self, Command, Config, LoadError, LogFormat};
+use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
-    AtDeadline, HealthOn, InFlight, Limits, Options, Policy, Report, Server, StartError, Workers,
-    setup_signal_handlers,
+    AtDeadline, HalfClose, HealthOn, InFlight, Limits, Options, Policy, Report, Server, StartError,
+    Workers, setup_signal_handlers,
 };
 
 fn main() -> ExitCode {
@@ -112,6 +112,10 @@ fn options(config: &Config, logger: &Logger) -> Options {
             write_stall_timeout: config.write_stall_timeout,
             request_timeout: config.request_timeout,
             in_flight_max: config.max_in_flight as u64,
+        },
+        client_half_close: match config.client_half_close {
+            ClientHalfClose::Cancel => HalfClose::Cancel,
+            ClientHalfClose::Serve => HalfClose::Serve,
         },
         shutdown: Policy {
             timeout: config.shutdown_timeout,

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use ebbtide::internal::http::connection::{Connection, Means, Step};
 use ebbtide::internal::http::service::{Answer, App};
-use ebbtide::internal::http::site::{AccessLog, Mode, RequestIds, Site, builder};
+use ebbtide::internal::http::site::{AccessLog, Mode, RequestIds, Site, builder, keep_alive};
 use ebbtide::internal::http::wire::Loan;
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::slots::Token;
 use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};
 use ebbtide::internal::reactor::turn::{Key, Reactor};
 use ebbtide::{
-    ConnectionOutcome, ConnectionState, IntoResponse, Ledger, Limits, Request, Response,
+    CancellationToken, ConnectionOutcome, ConnectionState, HalfClose, IntoResponse, Ledger, Limits,
+    Request, Response,
 };
 use proptest::prelude::*;
 
@@ -151,6 +152,9 @@ impl World {
             access_log: AccessLog::Off,
             ids: RequestIds::new(1),
             epoch: now,
+            shutdown: CancellationToken::default(),
+            half_close: HalfClose::Cancel,
+            keep_alive: keep_alive(&limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             limits,
@@ -227,11 +231,13 @@ impl World {
         }
     }
 
-    /// What the client has read, without the dates.
+    /// What the client has read, without the dates and without what is said of staying open.
     fn output(&self) -> String {
         let bytes = self.pipe.0.borrow().outbound.clone();
         let text = String::from_utf8(bytes).expect("the echo is text");
-        text.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n")
+        let masked = ["date: ", "keep-alive: ", "connection: keep-alive"];
+        let is_told = |line: &&str| !masked.iter().any(|start| line.starts_with(start));
+        text.lines().filter(is_told).collect::<Vec<_>>().join("\n")
     }
 }
 

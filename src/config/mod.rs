@@ -29,7 +29,7 @@ use self::layer::{Entry, Layers};
 pub use self::render::{markdown_table, print_config, sample_settings};
 pub use self::source::{ConfigError, Setting, Source, Sources};
 use self::table::KEYS;
-pub use self::table::{Config, LogFormat};
+pub use self::table::{ClientHalfClose, Config, LogFormat};
 use self::value::Input;
 use crate::server::Address;
 

@@ -126,6 +126,18 @@ pub enum LogFormat {
     Text,
 }
 
+/// What a client's FIN means for its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientHalfClose {
+    /// It is gone.
+    Cancel,
+    /// It waits.
+    Serve,
+}
+
+const HALF_CLOSES: Choice<ClientHalfClose> =
+    Choice(&[("cancel", ClientHalfClose::Cancel), ("serve", ClientHalfClose::Serve)]);
+
 const FORMATS: Choice<LogFormat> =
     Choice(&[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)]);
 
@@ -192,6 +204,10 @@ keys! {
 
         /// From a request's complete head to the head of its response; beyond it 503.
         request_timeout: Duration = "30s" in PATIENCE;
+
+        /// What it means for a request that its client has finished sending: `cancel` that it is
+        /// gone, most likely, and the request's token fires; `serve` that it waits for its answer.
+        client_half_close: ClientHalfClose = "cancel" in HALF_CLOSES;
     }
     Shutdown {
         /// The whole budget, from the first signal to the exit of the process. An orchestrator

@@ -12,9 +12,10 @@ use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::flow::{BodyOwner, Flow, Verdict};
+use super::flow::{BodyOwner, Flow};
 use super::message::{IntoResponse, Response};
 use super::service::panic_message;
+use super::verdict::Verdict;
 
 /// Any error of a streamed body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -196,6 +196,11 @@ impl<T: Transport> Connection<T> {
             None => Input::default(),
         };
         let had_bytes = !input.is_empty();
+        let share = means.key.token().index() % SHARES;
+        if site.now.get() >= cold.deadline(site, had_bytes, share) {
+            // Its time is up, but what the client sent in it may not have been announced yet.
+            cold.socket.recheck();
+        }
         input.attach(means.loan);
         let next = input.next_head(&mut cold.socket, &site.limits.head());
         if let Ok(Next::Complete(_)) = next {
@@ -213,7 +218,7 @@ impl<T: Transport> Connection<T> {
                         cold.since = site.stamp();
                     }
                 }
-                self.wait_cold(cold, site, means.key.token().index() % SHARES)
+                self.wait_cold(cold, site, share)
             }
             Ok(Next::End) => Some(Step::Closed(ConnectionOutcome::ClientClosed)),
             Ok(Next::Rejected(code)) => {
@@ -227,7 +232,7 @@ impl<T: Transport> Connection<T> {
 
     /// Waits, unless the time is up.
     fn wait_cold(&mut self, cold: Cold<T>, site: &Site, share: u32) -> Option<Step> {
-        let deadline = cold.deadline(site, share);
+        let deadline = cold.deadline(site, cold.partial.is_some(), share);
         if site.now.get() < deadline {
             self.life = Life::Cold(cold);
             return Some(Step::Wait(Some(deadline)));
@@ -318,12 +323,12 @@ impl<T: Transport> fmt::Debug for Connection<T> {
 }
 
 impl<T> Cold<T> {
-    /// Until when it may stay as it is. `share` tells connections of a crowd apart, below
-    /// [`SHARES`].
-    fn deadline(&self, site: &Site, share: u32) -> Instant {
+    /// Until when it may stay as it is, with or without some bytes of a head. `share` tells
+    /// connections of a crowd apart, below [`SHARES`].
+    fn deadline(&self, site: &Site, has_bytes: bool, share: u32) -> Instant {
         let since = site.at(self.since);
         let limits: &Limits = &site.limits;
-        if self.partial.is_some() {
+        if has_bytes {
             let head = since + limits.head_timeout;
             return if site.mode.get().is_cancelling() { site.now.get() } else { head };
         }

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 
 use super::limits::BODY_RATE_AFTER;
-use super::message::{IntoResponse, Response, Route};
-use super::site::{AccessLog, AnsweredRequest, Site};
+use super::message::Route;
+use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
 use super::tracking::{End, Tracker};
+use super::verdict::Verdict;
 use super::watch::{LostRequest, RequestInfo, WatchKey};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RequestOutcome};
+use crate::reactor::cancel::CancellationToken;
 use crate::reactor::socket::Peer;
 use crate::reactor::turn::clock;
 
@@ -46,6 +48,12 @@ pub struct Flow {
     /// The connection is being taken down: what is dropped now has not completed.
     ended: Cell<bool>,
     current: RefCell<Option<Exchange>>,
+    /// Of the request at hand; `Some` once somebody has asked for it.
+    token: RefCell<Option<CancellationToken>>,
+    /// Whether the client has finished sending, which may mean that it is gone.
+    pub(super) client_finished: Cell<bool>,
+    /// Whether the connection stays open after the request at hand, for all that its head says.
+    pub(super) persists: Cell<bool>,
     /// Over for the handler, not yet accepted by the kernel; oldest first.
     finished: RefCell<VecDeque<Exchange>>,
     /// A path's buffer, kept for the next request.
@@ -101,36 +109,6 @@ enum Stage {
     Streaming,
 }
 
-/// A decision of the server over the handler's head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// No response head within the request time limit: 503.
-    TooSlow,
-    /// The body stalled or came too slowly: 408.
-    BodyStalled,
-    /// The body is larger than allowed: 413.
-    BodyTooLarge,
-    /// The shutdown's deadline is near: 503, counted as refused.
-    ShuttingDown,
-    /// Too many requests in flight: 503, counted as refused.
-    Overloaded,
-}
-
-impl Verdict {
-    /// The response in the place of the handler's.
-    pub fn response(self) -> Response {
-        match self {
-            Verdict::TooSlow | Verdict::ShuttingDown | Verdict::Overloaded => Response::busy(),
-            Verdict::BodyStalled => StatusCode::REQUEST_TIMEOUT.into_response(),
-            Verdict::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-        }
-    }
-
-    fn is_refusal(self) -> bool {
-        matches!(self, Verdict::ShuttingDown | Verdict::Overloaded)
-    }
-}
-
 /// The request body, as far as its deadlines are concerned.
 #[derive(Clone, Copy, Debug)]
 struct Incoming {
@@ -182,6 +160,9 @@ impl Flow {
             incoming: Cell::new(NO_BODY),
             ended: Cell::new(false),
             current: RefCell::new(None),
+            token: RefCell::new(None),
+            client_finished: Cell::new(false),
+            persists: Cell::new(false),
             finished: RefCell::new(VecDeque::new()),
             spare: RefCell::new(String::new()),
         })
@@ -263,6 +244,23 @@ impl Flow {
     /// The id that the response should carry, if there is one by now.
     pub(super) fn known_id(&self) -> Option<Rc<str>> {
         self.current.borrow().as_ref()?.id.clone()
+    }
+
+    /// Fires when nobody waits for the request at hand any more.
+    pub(super) fn token(&self) -> CancellationToken {
+        let token = self.token.borrow_mut().get_or_insert_with(CancellationToken::new).clone();
+        self.notify();
+        token
+    }
+
+    /// Fires the token of the request at hand if it is time.
+    pub(super) fn notify(&self) {
+        let token = self.token.borrow();
+        let Some(token) = token.as_ref() else { return };
+        let is_gone = self.client_finished.get() && self.site.half_close == HalfClose::Cancel;
+        if is_gone || self.site.mode.get().is_cancelling() {
+            token.cancel();
+        }
     }
 
     /// Decides the request at hand over its handler's head, unless its response has begun.
@@ -423,6 +421,9 @@ impl Flow {
         for exchange in rest {
             self.close_exchange(exchange, outcome, "the client to take the response");
         }
+        if let Some(token) = self.token.take() {
+            token.cancel();
+        }
         let current = self.current.take();
         if let Some(exchange) = current {
             let waited_for = match (exchange.status, self.incoming.get().awaited_since) {
@@ -522,6 +523,7 @@ impl Tracker for Rc<Flow> {
         self.stage.set(Stage::Handling);
         self.verdict.set(None);
         self.incoming.set(NO_BODY);
+        drop(self.token.take());
         *self.current.borrow_mut() = Some(Exchange {
             method: Method::GET,
             path: String::new(),

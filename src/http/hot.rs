@@ -11,11 +11,12 @@ use std::time::Instant;
 use hyper::server::conn::http1;
 
 use super::connection::Means;
-use super::flow::{Flow, Frame, Verdict};
+use super::flow::{Flow, Frame};
 use super::limits::HIBERNATE_AFTER;
 use super::linger::{Linger, Manner};
 use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
+use super::verdict::Verdict;
 use super::wire::{Input, Io, Next, Output, Wire};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
@@ -124,9 +125,15 @@ impl<T: Transport> Hot<T> {
     /// long.
     fn advance(&mut self, site: &Site) -> Ran {
         let now = site.now.get();
-        if self.wire.borrow().socket.is_broken() {
+        let (is_broken, is_finished) = {
+            let socket = &self.wire.borrow().socket;
+            (socket.is_broken(), socket.is_read_closed())
+        };
+        if is_broken {
             return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
         }
+        self.flow.client_finished.set(is_finished);
+        self.flow.notify();
         if let Some(ran) = self.overdue(now) {
             return ran;
         }

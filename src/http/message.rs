@@ -13,6 +13,7 @@ use super::body::{Body, RequestBody};
 use super::flow::Flow;
 use super::limits::RETRY_AFTER;
 use crate::reactor::blocking::BlockingError;
+use crate::reactor::cancel::CancellationToken;
 
 /// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
 pub struct Request {
@@ -134,6 +135,31 @@ impl Request {
     /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
     pub fn id(&self) -> Rc<str> {
         self.flow.request_id()
+    }
+
+    /// Fires when the shutdown asks handlers to come to an end: requests that have no response by
+    /// half of the phase `cancelling` are answered 503, what stands at its end is cut.
+    pub fn shutdown(&self) -> CancellationToken {
+        self.flow.site().shutdown.clone()
+    }
+
+    /// Fires when nobody waits for the response any more: the client has reset the connection or
+    /// (unless [`HalfClose::Serve`](crate::HalfClose::Serve)) finished sending, or the shutdown
+    /// asks handlers to come to an end. A handler may still answer, unless the connection is gone.
+    ///
+    /// ```
+    /// use ebbtide::{IntoResponse, Request, Response};
+    ///
+    /// async fn report(request: Request) -> Response {
+    ///     match request.cancelled().run_until_cancelled(compute()).await {
+    ///         Some(text) => Response::text(text),
+    ///         None => Response::busy(),
+    ///     }
+    /// }
+    /// # async fn compute() -> String { String::new() }
+    /// ```
+    pub fn cancelled(&self) -> CancellationToken {
+        self.flow.token()
     }
 
     /// The body, to be read piece by piece.

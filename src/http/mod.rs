@@ -29,10 +29,12 @@ pub mod reject;
 pub mod service;
 pub mod site;
 pub mod tracking;
+mod verdict;
 pub mod watch;
 pub mod wire;
 
 pub use body::{Body, BodyError, RequestBody};
 pub use limits::Limits;
 pub use message::{IntoResponse, Request, Response};
+pub use site::HalfClose;
 pub use tracking::ConnectionTracking;

@@ -15,16 +15,18 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, HOST, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONNECTION, Entry, HOST, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
-use super::flow::{BodyOwner, Flow, Frame, Verdict};
+use super::flow::{BodyOwner, Flow, Frame};
 use super::message::{IntoResponse, Request, Response};
+use super::site::Mode;
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
+use super::verdict::Verdict;
 use crate::ledger::RejectedCode;
 
 /// What answers requests. Lives on one worker; neither it nor its futures need be `Send`.
@@ -194,6 +196,7 @@ impl Service<http::Request<Incoming>> for Call {
         let flow = &self.flow;
         let site = flow.site();
         let (head, incoming) = request.into_parts();
+        flow.persists.set(persists(&head));
         flow.describe(&head.method, head.uri.path(), inbound_id(&head.headers));
         if site.ledger.in_flight() > site.limits.in_flight_max {
             flow.judge(Verdict::Overloaded);
@@ -282,6 +285,8 @@ impl Future for CallFuture {
         if is_drained || flow.verdict().is_some() || flow.has_unwanted_body() {
             announce_close(response.headers_mut());
             flow.close_announced.set(true);
+        } else if flow.persists.get() && flow.site().mode.get() == Mode::Serving {
+            advertise(response.headers_mut(), flow.site().keep_alive.as_ref());
         }
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
@@ -340,6 +345,24 @@ pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
+/// Whether the connection stays open after this request, as far as its client is concerned. Of the
+/// old version hyper takes care.
+fn persists(head: &http::request::Parts) -> bool {
+    head.version == Version::HTTP_11
+        && head.headers.get_all(CONNECTION).iter().all(|value| {
+            let mut options = value.as_bytes().split(|byte| *byte == b',');
+            !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+        })
+}
+
+/// Says how long the connection may be idle, unless the handler has a say in its end.
+fn advertise(headers: &mut HeaderMap, keep_alive: Option<&HeaderValue>) {
+    if let (Some(timeout), Entry::Vacant(connection)) = (keep_alive, headers.entry(CONNECTION)) {
+        connection.insert(HeaderValue::from_static("keep-alive"));
+        headers.insert(KEEP_ALIVE, timeout.clone());
+    }
+}
+
 fn announce_close(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
 }
@@ -351,6 +374,8 @@ fn inbound_id(headers: &HeaderMap) -> Option<&str> {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     is_well_formed.then_some(id)
 }
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

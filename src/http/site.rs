@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Method;
+use http::{HeaderValue, Method};
 use hyper::server::conn::http1;
 
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
@@ -14,6 +14,7 @@ use super::service::App;
 use super::watch::Watch;
 use crate::ledger::Ledger;
 use crate::metrics::WorkerMetrics;
+use crate::reactor::cancel::CancellationToken;
 
 /// Everything a connection needs besides its socket. One per listener and worker, single-threaded.
 pub struct Site {
@@ -38,6 +39,13 @@ pub struct Site {
     pub epoch: Instant,
     /// hyper, with our settings.
     pub builder: http1::Builder,
+    /// Fires when handlers are to come to an end.
+    pub shutdown: CancellationToken,
+    /// What a client's FIN means for its request.
+    pub half_close: HalfClose,
+    /// The value of `Keep-Alive` on responses after which the connection stays open; see
+    /// [`keep_alive`].
+    pub keep_alive: Option<HeaderValue>,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.
@@ -63,6 +71,32 @@ pub enum AccessLog {
     /// One line per finished request.
     On,
 }
+
+/// What it means for a request that its client has finished sending (FIN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HalfClose {
+    /// The client is gone, most likely: an ordinary abort looks exactly like it. The request's
+    /// token fires; its handler may still finish and answer.
+    Cancel,
+    /// The client waits for its answer.
+    Serve,
+}
+
+/// What responses say of an idle connection's time: whole seconds, and less than it really has. A
+/// client that goes by it never sends a request into a connection that is being closed, though the
+/// request and our FIN take their time. `None` for times too short to say.
+///
+/// `Keep-Alive` is of RFC 2068, 19.7.1; RFC 9110, 7.6.1 wants it listed in `Connection`.
+pub fn keep_alive(limits: &Limits) -> Option<HeaderValue> {
+    let seconds = limits.keep_alive_timeout.saturating_sub(KEEP_ALIVE_MARGIN).as_secs();
+    if seconds == 0 {
+        return None;
+    }
+    HeaderValue::try_from(format!("timeout={seconds}")).ok()
+}
+
+/// Between the time that clients are told and the close: a round trip and the grain of deadlines.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 
 /// How a worker treats its connections, by the shutdown's phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

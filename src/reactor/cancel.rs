@@ -5,19 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Future, IntoFuture};
-use std::pin::Pin;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 /// Tells that work should end. Clones are the same token. Await it, or ask
 /// [`is_cancelled`](CancellationToken::is_cancelled) from any thread.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct CancellationToken {
     inner: Arc<Inner>,
 }
 
+#[derive(Default)]
 struct Inner {
     is_cancelled: AtomicBool,
     waiting: Mutex<Waiting>,
@@ -30,9 +31,9 @@ struct Waiting {
 }
 
 impl CancellationToken {
-    pub(crate) fn new() -> CancellationToken {
-        let inner = Inner { is_cancelled: AtomicBool::new(false), waiting: Mutex::default() };
-        CancellationToken { inner: Arc::new(inner) }
+    /// A token that has not fired.
+    pub fn new() -> CancellationToken {
+        CancellationToken::default()
     }
 
     /// Whether it has fired.
@@ -45,8 +46,19 @@ impl CancellationToken {
         Cancelled { token: self.clone(), id: None }
     }
 
+    /// Does `work` until it is done or the token fires: `None` when that comes first.
+    pub async fn run_until_cancelled<F: Future>(&self, work: F) -> Option<F::Output> {
+        let mut work = pin!(work);
+        let mut cancelled = self.cancelled();
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Pin::new(&mut cancelled).poll(cx).map(|()| None),
+        })
+        .await
+    }
+
     /// Fires it.
-    pub(crate) fn cancel(&self) {
+    pub fn cancel(&self) {
         // Set first: who registers after the wakers are taken sees it.
         self.inner.is_cancelled.store(true, Ordering::Release);
         let wakers = std::mem::take(&mut self.waiting().wakers);

@@ -251,6 +251,7 @@ impl<L: Acceptor> Endpoint<L> {
             }
             Command::Cancel => {
                 self.enter(Mode::Cancelling);
+                self.site.shutdown.cancel();
                 self.run_all(Connection::recheck);
             }
             Command::Refuse => {

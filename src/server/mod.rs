@@ -36,7 +36,7 @@ use crate::app::router::Router;
 use crate::app::status::Status;
 use crate::cleanup::Cleanup;
 use crate::drain::Drain;
-use crate::http::site::AccessLog;
+use crate::http::site::{AccessLog, HalfClose};
 use crate::ledger::{Counts, Ledger};
 use crate::metrics::Metrics;
 use crate::reactor::blocking::Pool;
@@ -92,6 +92,7 @@ impl Server {
                 ledger,
                 watch: Arc::default(),
                 metrics: metrics.clone(),
+                half_close: options.client_half_close,
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
                 id_prefix: prefix.wrapping_add(index),
             };
@@ -223,6 +224,7 @@ impl Server {
                 ledger: Arc::default(),
                 watch: Arc::default(),
                 metrics: Metrics::new(),
+                half_close: HalfClose::Cancel,
                 access_log: AccessLog::Off,
                 id_prefix: 0,
             };

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::address::Address;
 use crate::drain::Policy;
-use crate::http::Limits;
+use crate::http::{HalfClose, Limits};
 
 /// How to serve. `Options::default()` is a server on `127.0.0.1:8080` with every limit on.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Options {
     pub blocking_threads: usize,
     /// What a client may send, and how slowly.
     pub limits: Limits,
+    /// What it means for a request that its client has finished sending.
+    pub client_half_close: HalfClose,
     /// How a shutdown goes.
     pub shutdown: Policy,
     /// The file that gets the shutdown's report.
@@ -68,6 +70,7 @@ impl Default for Options {
             max_connections: None,
             blocking_threads: 64,
             limits: Limits::default(),
+            client_half_close: HalfClose::Cancel,
             shutdown: Policy::default(),
             report_path: None,
             access_log: false,

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use crate::app::Router;
 use crate::http::limits::Limits;
-use crate::http::site::{AccessLog, Mode, RequestIds, Site, builder};
+use crate::http::site::{AccessLog, HalfClose, Mode, RequestIds, Site, builder, keep_alive};
 use crate::http::watch::Watch;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::reactor::cancel::CancellationToken;
 
 /// A site's parts. Unlike the site, it can be sent to another thread.
 #[derive(Clone)]
@@ -20,6 +21,7 @@ pub struct SiteSetup {
     pub watch: Arc<Watch>,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    pub half_close: HalfClose,
     pub id_prefix: u64,
 }
 
@@ -35,6 +37,9 @@ impl SiteSetup {
             access_log: self.access_log,
             ids: RequestIds::new(self.id_prefix),
             epoch: now,
+            shutdown: CancellationToken::new(),
+            half_close: self.half_close,
+            keep_alive: keep_alive(&self.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             limits: self.limits,
