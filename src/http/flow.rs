@@ -54,6 +54,8 @@ pub struct Flow {
     pub(super) client_finished: Cell<bool>,
     /// Whether the connection stays open after the request at hand, for all that its head says.
     pub(super) persists: Cell<bool>,
+    /// Whether the head that hyper writes next is to tell how long the connection may be idle.
+    pub(super) advertises: Cell<bool>,
     /// Over for the handler, not yet accepted by the kernel; oldest first.
     finished: RefCell<VecDeque<Exchange>>,
     /// A path's buffer, kept for the next request.
@@ -163,6 +165,7 @@ impl Flow {
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),
+            advertises: Cell::new(false),
             finished: RefCell::new(VecDeque::new()),
             spare: RefCell::new(String::new()),
         })

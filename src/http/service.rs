@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, Entry, HOST, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
@@ -285,9 +285,13 @@ impl Future for CallFuture {
         if is_drained || flow.verdict().is_some() || flow.has_unwanted_body() {
             announce_close(response.headers_mut());
             flow.close_announced.set(true);
-        } else if flow.persists.get() && flow.site().mode.get() == Mode::Serving {
-            advertise(response.headers_mut(), flow.site().keep_alive.as_ref());
         }
+        // A handler may have a say of its own in how the connection goes on.
+        flow.advertises.set(
+            flow.persists.get()
+                && flow.site().mode.get() == Mode::Serving
+                && !response.headers_mut().contains_key(CONNECTION),
+        );
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
         {
@@ -349,18 +353,15 @@ pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
 /// old version hyper takes care.
 fn persists(head: &http::request::Parts) -> bool {
     head.version == Version::HTTP_11
-        && head.headers.get_all(CONNECTION).iter().all(|value| {
-            let mut options = value.as_bytes().split(|byte| *byte == b',');
-            !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
-        })
+        && (!head.headers.contains_key(CONNECTION) || !asks_to_close(&head.headers))
 }
 
-/// Says how long the connection may be idle, unless the handler has a say in its end.
-fn advertise(headers: &mut HeaderMap, keep_alive: Option<&HeaderValue>) {
-    if let (Some(timeout), Entry::Vacant(connection)) = (keep_alive, headers.entry(CONNECTION)) {
-        connection.insert(HeaderValue::from_static("keep-alive"));
-        headers.insert(KEEP_ALIVE, timeout.clone());
-    }
+fn asks_to_close(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONNECTION).iter();
+    values.any(|value| {
+        let mut options = value.as_bytes().split(|byte| *byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    })
 }
 
 fn announce_close(headers: &mut HeaderMap) {
@@ -374,8 +375,6 @@ fn inbound_id(headers: &HeaderMap) -> Option<&str> {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     is_well_formed.then_some(id)
 }
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method};
+use http::Method;
 use hyper::server::conn::http1;
 
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
@@ -43,9 +43,8 @@ pub struct Site {
     pub shutdown: CancellationToken,
     /// What a client's FIN means for its request.
     pub half_close: HalfClose,
-    /// The value of `Keep-Alive` on responses after which the connection stays open; see
-    /// [`keep_alive`].
-    pub keep_alive: Option<HeaderValue>,
+    /// What responses say of the idle time that follows; see [`keep_alive`].
+    pub keep_alive: Option<Box<[u8]>>,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.
@@ -82,17 +81,19 @@ pub enum HalfClose {
     Serve,
 }
 
-/// What responses say of an idle connection's time: whole seconds, and less than it really has. A
-/// client that goes by it never sends a request into a connection that is being closed, though the
-/// request and our FIN take their time. `None` for times too short to say.
+/// The header lines by which responses tell how long the connection may be idle: whole seconds, and
+/// less than it really has. A client that goes by them never sends a request into a connection that
+/// is being closed, though the request and our FIN take their time. `None` for times too short to
+/// tell.
 ///
 /// `Keep-Alive` is of RFC 2068, 19.7.1; RFC 9110, 7.6.1 wants it listed in `Connection`.
-pub fn keep_alive(limits: &Limits) -> Option<HeaderValue> {
+pub fn keep_alive(limits: &Limits) -> Option<Box<[u8]>> {
     let seconds = limits.keep_alive_timeout.saturating_sub(KEEP_ALIVE_MARGIN).as_secs();
     if seconds == 0 {
         return None;
     }
-    HeaderValue::try_from(format!("timeout={seconds}")).ok()
+    let lines = format!("connection: keep-alive\r\nkeep-alive: timeout={seconds}\r\n");
+    Some(lines.into_bytes().into())
 }
 
 /// Between the time that clients are told and the close: a round trip and the grain of deadlines.

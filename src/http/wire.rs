@@ -179,6 +179,15 @@ impl Output {
         &self.buffer[self.start..]
     }
 
+    /// The kernel has taken `count` more.
+    fn consume(&mut self, count: usize) {
+        self.start += count;
+        if self.is_empty() {
+            self.buffer.clear();
+            self.start = 0;
+        }
+    }
+
     /// Writes until everything is written or the send buffer is full. Returns the bytes written.
     ///
     /// # Errors
@@ -335,6 +344,10 @@ impl<T: Transport> Wire<T> {
             flow.frame.set(Frame::Head);
         }
         if flow.frame.get() == Frame::Head {
+            if !flow.is_written() {
+                // So that a response's head is always the first thing that hyper writes.
+                return Poll::Pending;
+            }
             match self.next_head(flow)? {
                 Next::Complete(_) => {}
                 Next::Nothing | Next::Partial => return Poll::Pending,
@@ -380,8 +393,7 @@ impl<T: Transport> Wire<T> {
             self.yielded = true;
             return Poll::Pending;
         }
-        let is_direct = total >= DIRECT_BYTES_MIN && self.output.is_empty();
-        if !is_direct && self.output.bytes().len() + total <= OUT_BYTES_MAX {
+        if total < DIRECT_BYTES_MIN && self.output.bytes().len() + total <= OUT_BYTES_MAX {
             for buf in bufs {
                 self.output.buffer.extend_from_slice(buf);
             }
@@ -389,19 +401,63 @@ impl<T: Transport> Wire<T> {
             self.budget = self.budget.saturating_sub(total);
             return Poll::Ready(Ok(total));
         }
-        self.flush()?;
-        if !self.output.is_empty() {
-            self.blocked = true;
-            return Poll::Pending;
-        }
-        let Some(count) = self.socket.send(bufs)? else {
+        self.send(bufs)
+    }
+
+    /// Hands `bufs` to the kernel as they are, behind what waits.
+    fn send(&mut self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let held = self.output.bytes().len();
+        let sent = if held == 0 {
+            self.socket.send(bufs)?
+        } else {
+            let mut all = [IoSlice::new(&[]); PIECES_MAX];
+            let count = bufs.len().min(PIECES_MAX - 1);
+            all[0] = IoSlice::new(self.output.bytes());
+            all[1..=count].copy_from_slice(&bufs[..count]);
+            self.socket.send(&all[..=count])?
+        };
+        let sent = sent.unwrap_or(0);
+        self.flushed += sent as u64;
+        self.output.consume(sent.min(held));
+        let Some(count) = sent.checked_sub(held).filter(|count| *count > 0) else {
             self.blocked = true;
             return Poll::Pending;
         };
         self.written += count as u64;
-        self.flushed += count as u64;
         self.budget = self.budget.saturating_sub(count);
         Poll::Ready(Ok(count))
+    }
+
+    /// As `write`, for output that begins with a response's head: puts `lines` behind its status
+    /// line. Carried through hyper's header map they would take a tenth of a small request's time.
+    fn write_head(&mut self, bufs: &[IoSlice<'_>], lines: &[u8]) -> Poll<io::Result<usize>> {
+        let split = bufs.split_first();
+        let Some((head, rest, at)) =
+            split.and_then(|(head, rest)| Some((head, rest, status_line_end(head)?)))
+        else {
+            return self.write(bufs);
+        };
+        if self.budget == 0 {
+            self.yielded = true;
+            return Poll::Pending;
+        }
+        if self.output.bytes().len() + head.len() > OUT_BYTES_MAX {
+            self.flush()?;
+            if !self.output.is_empty() {
+                self.blocked = true;
+                return Poll::Pending;
+            }
+        }
+        for part in [&head[..at], lines, &head[at..]] {
+            self.output.buffer.extend_from_slice(part);
+        }
+        self.written += (head.len() + lines.len()) as u64;
+        self.budget = self.budget.saturating_sub(head.len());
+        // hyper comes again with what is not taken now.
+        match self.write(rest)? {
+            Poll::Ready(count) => Poll::Ready(Ok(head.len() + count)),
+            Poll::Pending => Poll::Ready(Ok(head.len())),
+        }
     }
 }
 
@@ -425,10 +481,10 @@ impl<T: Transport> Read for Io<T> {
 impl<T: Transport> Write for Io<T> {
     fn poll_write(
         self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.wire.borrow_mut().write(&[IoSlice::new(buf)])
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -436,7 +492,14 @@ impl<T: Transport> Write for Io<T> {
         _cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.wire.borrow_mut().write(bufs)
+        let mut wire = self.wire.borrow_mut();
+        let lines = self.flow.site().keep_alive.as_deref();
+        let Some(lines) = lines.filter(|_| self.flow.advertises.get()) else {
+            return wire.write(bufs);
+        };
+        let written = wire.write_head(bufs, lines);
+        self.flow.advertises.set(written.is_pending());
+        written
     }
 
     /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never
@@ -456,6 +519,21 @@ impl<T: Transport> Write for Io<T> {
         self.poll_flush(cx)
     }
 }
+
+/// Where the lines of a response's head begin, behind the interim responses before it (RFC 9110,
+/// 15.2). `None` when `output` does not begin with a head.
+fn status_line_end(output: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while output[at..].starts_with(b"HTTP/1.1 1") {
+        at += memchr::memmem::find(&output[at..], b"\r\n\r\n")? + 4;
+    }
+    let head = &output[at..];
+    let end = memchr::memchr(b'\n', head).filter(|_| head.starts_with(b"HTTP/1."))?;
+    Some(at + end + 1)
+}
+
+/// Pieces that are handed to the kernel at once.
+const PIECES_MAX: usize = 16;
 
 /// The least size of a worker's input buffer. hyper is handed at most this much at once.
 const INPUT_BYTES_MIN: usize = 64 * 1024;
