@@ -41,6 +41,8 @@ struct Shared {
 
 struct State {
     link: Link,
+    /// Whether the server has begun to accept connections.
+    is_listening: bool,
     begun: bool,
     /// `Some` once the server has stopped.
     report: Option<Report>,
@@ -77,6 +79,7 @@ impl GracefulShutdown {
     pub fn new(timeout: Duration) -> GracefulShutdown {
         let state = State {
             link: Link::Apart(Vec::new()),
+            is_listening: false,
             begun: false,
             report: None,
             hooks: Some(Vec::new()),
@@ -96,6 +99,14 @@ impl GracefulShutdown {
     /// The whole budget, as it was given.
     pub fn timeout(&self) -> Duration {
         self.shared.timeout
+    }
+
+    /// Blocks the calling thread until the server accepts connections. Returns false when it has
+    /// ended without, because it could not start or was dropped.
+    pub fn wait_until_listening(&self) -> bool {
+        let starting = |state: &mut State| !state.is_listening && state.report.is_none();
+        let wait = self.shared.changed.wait_while(self.state(), starting);
+        wait.unwrap_or_else(PoisonError::into_inner).is_listening
     }
 
     /// Begins the shutdown as SIGTERM would; does nothing when it has begun.
@@ -234,6 +245,11 @@ impl GracefulShutdown {
         }
         state.link = Link::Joined { control, status };
         Ok(Joined { handle: self.clone() })
+    }
+
+    pub(super) fn set_listening(&self) {
+        self.state().is_listening = true;
+        self.shared.changed.notify_all();
     }
 
     pub(super) fn set_begun(&self) {

@@ -172,6 +172,7 @@ impl Server {
             return Err(error);
         }
         self.status.set_listening();
+        self.handle.handle().set_listening();
         narrate::started(&listen, &admin, workers, self.connections_max);
         while control.verdict.is_none() {
             self.reactor
