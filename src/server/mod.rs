@@ -15,6 +15,7 @@ mod trim;
 mod worker;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -308,8 +309,9 @@ impl Server {
 
     fn write_report(&self, report: &Report) {
         let Some(path) = &self.options.report_path else { return };
-        if let Err(error) = std::fs::write(path, report.to_json() + "\n") {
-            log::error!(
+        let patience = report.budget_left.clamp(REPORT_WRITE_MIN, REPORT_WRITE_MAX);
+        if let Err(error) = write_within(path.clone(), report.to_json() + "\n", patience) {
+            log::warn!(
                 event_type = "report_not_written", path:% = path.display();
                 "cannot write the shutdown report: {error}"
             );
@@ -343,6 +345,20 @@ fn leave(control: &Control) {
     }
 }
 
+/// Writes on a thread of its own: a named pipe that nobody reads, or a file system that does not
+/// answer, must not hold the exit.
+fn write_within(path: PathBuf, text: String, patience: Duration) -> io::Result<()> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("ebbtide-report".to_owned()).spawn(move || {
+        // Nobody listens any more when it took too long.
+        let _late = sender.send(std::fs::write(path, text));
+    })?;
+    receiver.recv_timeout(patience).unwrap_or_else(|_| {
+        let why = format!("it was not taken within {:.2} s", patience.as_secs_f64());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
+}
+
 fn join(addresses: &[Address]) -> String {
     addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",")
 }
@@ -357,6 +373,10 @@ fn id_prefix() -> u64 {
     hasher.write_u32(std::process::id());
     hasher.finish()
 }
+
+/// How long the report's file is waited for at most, and at least when the budget is used up.
+const REPORT_WRITE_MAX: Duration = Duration::from_secs(1);
+const REPORT_WRITE_MIN: Duration = Duration::from_millis(20);
 
 /// Connections that the admin listener takes.
 const ADMIN_CONNECTIONS_MAX: usize = 256;

@@ -24,6 +24,7 @@ mod cost;
 mod drain;
 mod logs;
 mod refusals;
+mod report;
 mod signals;
 mod support;
 mod timing;
