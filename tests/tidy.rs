@@ -42,8 +42,8 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "report",
-        &["cleanup", "drain", "ledger", "http"],
-        "phases, counts and the requests they name",
+        &["cleanup", "drain", "ledger", "http", "logging::visible"],
+        "phases, counts and the requests they name, fit for a terminal",
     ),
     (
         "server",
@@ -121,8 +121,9 @@ const FENCES: &[Fence] = &[
     Fence { name: ".elapsed(", only_in: &[], unit_tests: Free,
         instead: "it reads the clock: subtract from the turn's `now`" },
     Fence { name: "SystemTime::now",
-        // A log line's date; the `Date` of a rejection, which hyper has no part in.
-        only_in: &["src/logging/", "src/http/connection.rs"], unit_tests: Free,
+        // A log line's date; the `Date` of a rejection, which hyper has no part in; the date of the
+        // shutdown in its report.
+        only_in: &["src/logging/", "src/http/connection.rs", "src/server/mod.rs"], unit_tests: Free,
         instead: "take the date as an argument" },
 
     // The process: the library shares it with whoever embeds it.

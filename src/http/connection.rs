@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::hold::{self, Hold, Why};
 use super::hot::{Hot, Ran};
 use super::limits::Limits;
 use super::linger::{Linger, Lingering, Manner};
@@ -148,6 +149,27 @@ impl<T: Transport> Connection<T> {
             Life::Hot(hot) => hot.state(),
             Life::Lingering(_) | Life::Gone => ConnectionState::Lingering,
         }
+    }
+
+    /// Since when it is in its [`state`](Connection::state).
+    pub fn since(&self, site: &Site) -> Instant {
+        match &self.life {
+            Life::Cold(cold) => site.at(cold.since),
+            Life::Hot(hot) => hot.since(),
+            Life::Lingering(linger) => linger.since(),
+            Life::Gone => site.now.get(),
+        }
+    }
+
+    /// What it is doing and what it waits for. `index` is its slot's.
+    pub fn hold(&self, site: &Site, index: u32) -> Hold {
+        let (why, request) = match &self.life {
+            Life::Cold(cold) => (cold.why(site, index % SHARES), None),
+            Life::Hot(hot) => hot.hold(),
+            Life::Lingering(linger) => linger.hold(),
+            Life::Gone => (Why::waits_for(hold::CLIENT_TO_CLOSE), None),
+        };
+        Hold { state: self.state(), since: self.since(site), why, request }
     }
 
     /// Does what can be done now.
@@ -323,6 +345,22 @@ impl<T: Transport> fmt::Debug for Connection<T> {
 }
 
 impl<T> Cold<T> {
+    fn why(&self, site: &Site, share: u32) -> Why {
+        let ends = self.deadline(site, self.partial.is_some(), share);
+        let is_draining = matches!(site.mode.get(), Mode::Draining { .. });
+        match (&self.partial, self.served) {
+            (Some(_), _) => Why::until(hold::INCOMPLETE_HEAD, "408", ends),
+            (None, Served::Nothing) => {
+                let end = if is_draining { "grace ends" } else { "408" };
+                Why::until(hold::FIRST_REQUEST, end, ends)
+            }
+            (None, Served::Something) => {
+                let end = if is_draining { "idle window ends" } else { "keep-alive ends" };
+                Why::until(hold::NEXT_REQUEST, end, ends)
+            }
+        }
+    }
+
     /// Until when it may stay as it is, with or without some bytes of a head. `share` tells
     /// connections of a crowd apart, below [`SHARES`].
     fn deadline(&self, site: &Site, has_bytes: bool, share: u32) -> Instant {

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
+use super::exchange::Exchange;
+use super::hold;
 use super::limits::BODY_RATE_AFTER;
 use super::message::Route;
 use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
 use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
-use super::watch::{LostRequest, RequestInfo, WatchKey};
+use super::watch::{EndedRequest, RequestInfo};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RequestOutcome};
 use crate::reactor::cancel::CancellationToken;
 use crate::reactor::socket::Peer;
@@ -125,26 +127,6 @@ struct Incoming {
 
 const NO_BODY: Incoming =
     Incoming { awaited_since: None, started: None, received: 0, touched: None };
-
-/// One request and its response.
-#[derive(Debug)]
-struct Exchange {
-    method: Method,
-    path: String,
-    begun: Instant,
-    status: u16,
-    bytes: u64,
-    refused: bool,
-    /// Whether its handler waited for the body when the server decided over its head.
-    wanted_body: bool,
-    /// Where its last byte lies in the connection's output, once hyper has written it.
-    mark: Option<u64>,
-    route: Option<Rc<Route>>,
-    /// `Some` when the client sent one, someone asked for it, or it will be logged.
-    id: Option<Rc<str>>,
-    /// `Some` while it is listed for other threads.
-    watched: Option<WatchKey>,
-}
 
 impl Flow {
     pub fn new(site: Rc<Site>, peer: Peer) -> Rc<Flow> {
@@ -323,12 +305,43 @@ impl Flow {
     }
 
     /// The request at hand goes to wait: other threads may want to know.
-    pub(super) fn waits(&self) {
-        let mut current = self.current.borrow_mut();
-        if let Some(exchange) = current.as_mut()
-            && exchange.watched.is_none()
-        {
-            exchange.watched = Some(self.site.watch.waits(exchange.info(self.peer)));
+    pub(super) fn waits(&self, what: &'static str) {
+        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            exchange.waits(what, &self.site.watch, self.peer);
+        }
+    }
+
+    /// The responses that are done wait for their client.
+    pub(super) fn client_waits(&self) {
+        for exchange in self.finished.borrow_mut().iter_mut() {
+            exchange.waits(hold::CLIENT_TO_TAKE, &self.site.watch, self.peer);
+        }
+    }
+
+    /// What the request at hand waits for, unless its client takes nothing.
+    pub(super) fn waits_for(&self) -> &'static str {
+        match self.stage.get() {
+            _ if self.incoming.get().awaited_since.is_some() => hold::REQUEST_BODY,
+            Stage::Handling => hold::HANDLER,
+            Stage::Streaming => hold::RESPONSE_BODY,
+            Stage::Idle => hold::CLIENT_TO_TAKE,
+        }
+    }
+
+    /// The request at hand, or the oldest one whose response is not all taken.
+    pub(super) fn at_hand(&self) -> Option<RequestInfo> {
+        self.look_at_hand(|exchange| exchange.info(self.peer))
+    }
+
+    /// Since when that one is what the state calls it.
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.look_at_hand(Exchange::since)
+    }
+
+    fn look_at_hand<R>(&self, look: impl FnOnce(&Exchange) -> R) -> Option<R> {
+        match &*self.current.borrow() {
+            Some(exchange) => Some(look(exchange)),
+            None => self.finished.borrow().front().map(look),
         }
     }
 
@@ -408,10 +421,11 @@ impl Flow {
             }
             let Some(exchange) = finished.pop_front() else { return };
             drop(finished);
-            let refused = exchange.refused;
-            let outcome = if refused { RequestOutcome::Refused } else { RequestOutcome::Answered };
-            let waited_for =
-                if exchange.wanted_body { WAITED_FOR_BODY } else { WAITED_FOR_HANDLER };
+            let (outcome, waited_for) = match (exchange.refused, exchange.wanted_body) {
+                (false, _) => (RequestOutcome::Answered, exchange.waited_for),
+                (true, true) => (RequestOutcome::Refused, hold::REQUEST_BODY),
+                (true, false) => (RequestOutcome::Refused, hold::HANDLER),
+            };
             self.close_exchange(exchange, outcome, waited_for);
         }
     }
@@ -422,7 +436,7 @@ impl Flow {
         self.stage.set(Stage::Idle);
         let rest: Vec<Exchange> = self.finished.take().into();
         for exchange in rest {
-            self.close_exchange(exchange, outcome, "the client to take the response");
+            self.close_exchange(exchange, outcome, hold::CLIENT_TO_TAKE);
         }
         if let Some(token) = self.token.take() {
             token.cancel();
@@ -430,9 +444,9 @@ impl Flow {
         let current = self.current.take();
         if let Some(exchange) = current {
             let waited_for = match (exchange.status, self.incoming.get().awaited_since) {
-                (_, Some(_)) => WAITED_FOR_BODY,
-                (0, None) => WAITED_FOR_HANDLER,
-                (_, None) => "the response body",
+                (_, Some(_)) => hold::REQUEST_BODY,
+                (0, None) => hold::HANDLER,
+                (_, None) => hold::RESPONSE_BODY,
             };
             self.close_exchange(exchange, outcome, waited_for);
         }
@@ -454,6 +468,12 @@ impl Flow {
         site.ledger.finished(outcome);
         if let Some(key) = exchange.watched {
             site.watch.ended(key);
+            if site.mode.get().announces()
+                && matches!(outcome, RequestOutcome::Answered | RequestOutcome::Abandoned)
+            {
+                let info = exchange.info(self.peer);
+                site.watch.slow(EndedRequest { info, outcome, waited_for, at: now });
+            }
         }
         match outcome {
             RequestOutcome::Answered | RequestOutcome::Refused => {
@@ -467,7 +487,7 @@ impl Flow {
         }
         if matches!(outcome, RequestOutcome::Refused | RequestOutcome::Cut) {
             let info = exchange.info(self.peer);
-            site.watch.lost(LostRequest { info, outcome, waited_for, at: now });
+            site.watch.lost(EndedRequest { info, outcome, waited_for, at: now });
         }
         if site.access_log == AccessLog::On {
             // The line wants the time that this request took, not the turn's beginning.
@@ -489,37 +509,6 @@ impl fmt::Debug for Flow {
 /// What hyper reads at least at once (its `INIT_BUFFER_SIZE`).
 const HYPER_READ_BYTES: u64 = 8192;
 
-const WAITED_FOR_BODY: &str = "the request body";
-const WAITED_FOR_HANDLER: &str = "its handler";
-
-impl Exchange {
-    fn info(&self, peer: Peer) -> RequestInfo {
-        RequestInfo {
-            method: self.method.to_string(),
-            path: self.path.clone(),
-            peer,
-            route: self.route.as_ref().map(|route| route.template.clone()).unwrap_or_default(),
-            begun: Some(self.begun),
-        }
-    }
-
-    fn log(&self, peer: Peer, outcome: RequestOutcome, taken: Duration) {
-        log::info!(
-            event_type = "request",
-            method = self.method.as_str(),
-            path = self.path.as_str(),
-            status = self.status,
-            bytes = self.bytes,
-            duration_ms = (taken.as_secs_f64() * 1e6).round() / 1e3,
-            peer:% = peer,
-            route = self.route.as_ref().map_or("", |route| route.template.as_str()),
-            request_id = self.id.as_deref().unwrap_or(""),
-            outcome = outcome.name();
-            "{} {} {}", self.method, self.path, self.status
-        );
-    }
-}
-
 impl Tracker for Rc<Flow> {
     fn begun(&self) {
         self.site.ledger.begun();
@@ -527,25 +516,14 @@ impl Tracker for Rc<Flow> {
         self.verdict.set(None);
         self.incoming.set(NO_BODY);
         drop(self.token.take());
-        *self.current.borrow_mut() = Some(Exchange {
-            method: Method::GET,
-            path: String::new(),
-            begun: self.site.now.get(),
-            status: 0,
-            bytes: 0,
-            refused: false,
-            wanted_body: false,
-            mark: None,
-            route: None,
-            id: None,
-            watched: None,
-        });
+        *self.current.borrow_mut() = Some(Exchange::new(self.site.now.get()));
     }
 
     fn responded(&self, status: StatusCode) {
         self.stage.set(Stage::Streaming);
         if let Some(exchange) = self.current.borrow_mut().as_mut() {
             exchange.status = status.as_u16();
+            exchange.responded = Some(self.site.now.get());
             exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
                 || (status.is_server_error() && self.site.mode.get().is_cancelling());
         }

@@ -12,11 +12,13 @@ use hyper::server::conn::http1;
 
 use super::connection::Means;
 use super::flow::{Flow, Frame};
+use super::hold::{self, Why};
 use super::limits::HIBERNATE_AFTER;
 use super::linger::{Linger, Manner};
 use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
+use super::watch::RequestInfo;
 use super::wire::{Input, Io, Next, Output, Wire};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
@@ -101,6 +103,31 @@ impl<T: Transport> Hot<T> {
         }
     }
 
+    /// Since when it is in its state.
+    pub fn since(&self) -> Instant {
+        self.flow.since().or(self.head_since).unwrap_or(self.idle_since)
+    }
+
+    /// What it waits for, and with which request.
+    pub fn hold(&self) -> (Why, Option<RequestInfo>) {
+        if let Some(request) = self.flow.at_hand() {
+            return (Why::waits_for(self.waits_for()), Some(request));
+        }
+        // It hibernates before that, and waits on to the same end.
+        let limits = &self.flow.site().limits;
+        let why = if let Some(since) = self.head_since {
+            Why::until(hold::INCOMPLETE_HEAD, "408", since + limits.head_timeout)
+        } else {
+            let end = self.idle_since + limits.keep_alive_timeout;
+            Why::until(hold::NEXT_REQUEST, "keep-alive ends", end)
+        };
+        (why, None)
+    }
+
+    fn waits_for(&self) -> &'static str {
+        if self.stalled { hold::CLIENT_TO_TAKE } else { self.flow.waits_for() }
+    }
+
     /// Does what can be done now.
     pub fn run(&mut self, means: &mut Means<'_>) -> Ran {
         {
@@ -182,7 +209,7 @@ impl<T: Transport> Hot<T> {
         }
         if !self.flow.is_idle() {
             self.head_since = None;
-            self.flow.waits();
+            self.flow.waits(self.waits_for());
             return Ran::Wait(None);
         }
         self.idle_since = now;
@@ -294,6 +321,7 @@ impl<T: Transport> Hot<T> {
             return Ran::Wait(earliest(stall, deadline));
         }
         if !self.flow.is_settled() || self.stalled {
+            self.flow.client_waits();
             return Ran::Wait(stall);
         }
         // From then on the cold connection's deadlines rule.

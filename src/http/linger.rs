@@ -15,8 +15,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::flow::Flow;
+use super::hold::{self, Why};
 use super::limits::{LINGER_MAX, LINGER_SILENCE_MAX, Limits, TURN_BYTES_MAX};
 use super::site::Site;
+use super::watch::RequestInfo;
 use super::wire::{Loan, Output};
 use crate::ledger::{ConnectionOutcome, RequestOutcome};
 use crate::reactor::socket::{Received, Socket, Transport};
@@ -31,6 +33,8 @@ pub struct Linger<T> {
     flow: Option<Rc<Flow>>,
     outcome: ConnectionOutcome,
     manner: Manner,
+    /// Since when it is on its way out.
+    since: Instant,
     /// When FIN was sent; `None` while output is left.
     finished: Option<Instant>,
     /// When the client last took or sent something.
@@ -76,6 +80,7 @@ impl<T: Transport> Linger<T> {
             flow: None,
             outcome,
             manner,
+            since: now,
             finished: None,
             progress: now,
             unacknowledged: 0,
@@ -86,7 +91,28 @@ impl<T: Transport> Linger<T> {
     pub fn owing(mut self, flow: Rc<Flow>, flushed: u64) -> Linger<T> {
         self.flushed = flushed;
         self.flow = (!flow.is_settled()).then_some(flow);
+        if let Some(flow) = &self.flow {
+            flow.client_waits();
+        }
         self
+    }
+
+    /// Since when it is on its way out.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// What it waits for, and with which request.
+    pub fn hold(&self) -> (Why, Option<RequestInfo>) {
+        // A silent client has nothing of a response to acknowledge, only the FIN.
+        let is_taken = self.unacknowledged == 0 || self.manner == Manner::Silent;
+        let what = if self.output.is_empty() && is_taken {
+            hold::CLIENT_TO_CLOSE
+        } else {
+            hold::CLIENT_TO_TAKE
+        };
+        let request = self.flow.as_ref().and_then(|flow| flow.at_hand());
+        (Why::waits_for(what), request)
     }
 
     pub fn socket_mut(&mut self) -> &mut Socket<T> {

@@ -6,7 +6,7 @@
 //! happens to the request at hand), [`service`] (from hyper's call to the application's),
 //! [`tracking`] (who counts), [`linger`] (closing without losing the response), [`message`] and
 //! [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what
-//! other threads may know).
+//! other threads may know), [`hold`] (what a connection waits for, in words).
 //!
 //! Three rules hold throughout:
 //! 1. hyper is given complete heads only, and nothing behind the request it is working on. So the
@@ -19,8 +19,10 @@
 pub mod body;
 mod chunked;
 pub mod connection;
+mod exchange;
 pub mod flow;
 pub mod head;
+pub mod hold;
 mod hot;
 pub mod limits;
 pub mod linger;

@@ -300,7 +300,7 @@ impl Future for CallFuture {
         let response = response.into_http();
         if !response.body().is_whole() {
             // Its stream may block the worker: it has to be known by then.
-            flow.waits();
+            flow.waits(flow.waits_for());
         }
         Poll::Ready(Ok(response))
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ledger::RequestOutcome;
 use crate::reactor::socket::Peer;
@@ -15,8 +15,11 @@ use crate::reactor::socket::Peer;
 #[derive(Debug, Default)]
 pub struct Watch {
     running: Mutex<Running>,
-    waiting: Mutex<HashMap<WatchKey, RequestInfo>>,
+    waiting: Mutex<HashMap<WatchKey, WaitingRequest>>,
     lost: Mutex<Lost>,
+    /// The slowest that came to their end by themselves, slowest first; at most
+    /// [`SLOWEST_MAX`].
+    slowest: Mutex<Vec<EndedRequest>>,
 }
 
 /// Names a waiting request within its worker.
@@ -47,25 +50,41 @@ pub struct RequestInfo {
     pub begun: Option<Instant>,
 }
 
+/// A request that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingRequest {
+    /// Which request it is.
+    pub info: RequestInfo,
+    /// What it waits for.
+    pub waits_for: &'static str,
+}
+
 /// Requests that ended refused or cut.
 #[derive(Debug, Default)]
 struct Lost {
-    requests: Vec<LostRequest>,
+    requests: Vec<EndedRequest>,
     /// How many more there were than are kept.
     unnamed: u64,
 }
 
-/// A request that the shutdown (or an overload) refused or cut.
+/// A request with its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostRequest {
+pub struct EndedRequest {
     /// Which request it was.
     pub info: RequestInfo,
-    /// Refused or cut.
+    /// How it ended.
     pub outcome: RequestOutcome,
-    /// What it was doing when it was ended.
+    /// What it was doing when it ended.
     pub waited_for: &'static str,
     /// When it ended.
     pub at: Instant,
+}
+
+impl EndedRequest {
+    /// How long it took.
+    pub fn age(&self) -> Duration {
+        self.info.begun.map_or(Duration::ZERO, |begun| self.at.saturating_duration_since(begun))
+    }
 }
 
 impl Watch {
@@ -92,14 +111,21 @@ impl Watch {
     }
 
     /// Lists a request that waits.
-    pub fn waits(&self, info: RequestInfo) -> WatchKey {
+    pub fn waits(&self, info: RequestInfo, waits_for: &'static str) -> WatchKey {
         let key = {
             let mut running = lock(&self.running);
             running.next_key += 1;
             WatchKey(running.next_key)
         };
-        lock(&self.waiting).insert(key, info);
+        lock(&self.waiting).insert(key, WaitingRequest { info, waits_for });
         key
+    }
+
+    /// A listed request waits for something else now.
+    pub fn waits_for(&self, key: WatchKey, what: &'static str) {
+        if let Some(request) = lock(&self.waiting).get_mut(&key) {
+            request.waits_for = what;
+        }
     }
 
     /// A listed request came to its end.
@@ -108,13 +134,18 @@ impl Watch {
     }
 
     /// Remembers a request that was refused or cut.
-    pub fn lost(&self, request: LostRequest) {
+    pub fn lost(&self, request: EndedRequest) {
         let mut lost = lock(&self.lost);
         if lost.requests.len() < LOST_NAMED_MAX {
             lost.requests.push(request);
         } else {
             lost.unnamed += 1;
         }
+    }
+
+    /// Remembers a request that came to its end by itself, if it is one of the slowest.
+    pub fn slow(&self, request: EndedRequest) {
+        keep_slowest(&mut lock(&self.slowest), request);
     }
 
     /// The handler call that holds the worker, if one does.
@@ -124,16 +155,31 @@ impl Watch {
     }
 
     /// All requests that wait, oldest first.
-    pub fn waiting(&self) -> Vec<RequestInfo> {
-        let mut all: Vec<RequestInfo> = lock(&self.waiting).values().cloned().collect();
-        all.sort_by_key(|info| info.begun);
+    pub fn waiting(&self) -> Vec<WaitingRequest> {
+        let mut all: Vec<WaitingRequest> = lock(&self.waiting).values().cloned().collect();
+        all.sort_by_key(|request| request.info.begun);
         all
     }
 
     /// The requests that were refused or cut, and how many more there were.
-    pub fn take_lost(&self) -> (Vec<LostRequest>, u64) {
+    pub fn take_lost(&self) -> (Vec<EndedRequest>, u64) {
         let lost = std::mem::take(&mut *lock(&self.lost));
         (lost.requests, lost.unnamed)
+    }
+
+    /// The slowest requests that came to their end by themselves, slowest first.
+    pub fn take_slowest(&self) -> Vec<EndedRequest> {
+        std::mem::take(&mut *lock(&self.slowest))
+    }
+}
+
+/// Adds a request to the slowest, if it is one of them.
+pub fn keep_slowest(slowest: &mut Vec<EndedRequest>, request: EndedRequest) {
+    let age = request.age();
+    let place = slowest.partition_point(|other| other.age() >= age);
+    if place < SLOWEST_MAX {
+        slowest.truncate(SLOWEST_MAX - 1);
+        slowest.insert(place, request);
     }
 }
 
@@ -147,5 +193,31 @@ fn refill(buffer: &mut String, text: &str) {
     buffer.push_str(text);
 }
 
+/// Slow requests that a report names.
+pub const SLOWEST_MAX: usize = 10;
+
 /// Refused and cut requests that a report names one by one; the rest is only counted.
 const LOST_NAMED_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_are_kept_and_the_slowest_come_first() {
+        let begun = crate::reactor::turn::clock();
+        let watch = Watch::default();
+        for seconds in [3, 1, 14, 2, 9, 11, 5, 8, 13, 4, 7, 12, 6, 10, 14] {
+            watch.slow(EndedRequest {
+                info: RequestInfo { begun: Some(begun), ..RequestInfo::default() },
+                outcome: RequestOutcome::Answered,
+                waited_for: "",
+                at: begun + Duration::from_secs(seconds),
+            });
+        }
+        let ages: Vec<u64> =
+            watch.take_slowest().iter().map(|request| request.age().as_secs()).collect();
+        assert_eq!(ages, [14, 14, 13, 12, 11, 10, 9, 8, 7, 6]);
+        assert_eq!(watch.take_slowest(), []);
+    }
+}

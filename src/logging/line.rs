@@ -225,6 +225,17 @@ impl serde_json::ser::Formatter for Visible {
     }
 }
 
+/// The text with `\u` escapes for what [`is_hidden`] names. JSON in which that stands in strings
+/// only stays JSON.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return text.into();
+    }
+    let mut bytes = Vec::with_capacity(text.len() + LINE_BYTES_USUAL);
+    push_visible(&mut bytes, text).expect("a Vec takes every byte");
+    String::from_utf8(bytes).expect("escapes are ASCII, and the rest was text").into()
+}
+
 fn push_visible<W: ?Sized + Write>(writer: &mut W, text: &str) -> io::Result<()> {
     let mut rest = text;
     while let Some(at) = rest.find(is_hidden) {

@@ -131,6 +131,7 @@ impl Control {
             for worker in &self.workers {
                 // What was refused for overload before is no business of the shutdown.
                 let _before = worker.watch.take_lost();
+                let _before = worker.watch.take_slowest();
             }
             let (open, in_flight) = (self.at_shutdown.open(), self.at_shutdown.in_flight);
             if phase == Phase::Stopped {

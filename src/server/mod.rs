@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use self::address::{Address, AddressError};
 use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
@@ -180,7 +180,7 @@ impl Server {
                 .turn(&mut control)
                 .map_err(|source| StartError::System { what: "wait for events", source })?;
         }
-        let report = control.report(self.reactor.now());
+        let report = control.report(self.reactor.now(), wall_clock());
         leave(&control);
         blocking.close();
         drop(control);
@@ -343,6 +343,12 @@ fn leave(control: &Control) {
             mailbox.post(Command::Leave);
         }
     }
+}
+
+/// The date of the shutdown, for its report.
+fn wall_clock() -> SystemTime {
+    #[allow(clippy::disallowed_methods, reason = "a date, not a deadline; once per server")]
+    SystemTime::now()
 }
 
 /// Writes on a thread of its own: a named pipe that nobody reads, or a file system that does not

@@ -179,7 +179,10 @@ pub fn report(report: &Report) {
 fn oldest(workers: &[WorkerView], count: usize) -> Vec<RequestInfo> {
     let mut all: Vec<RequestInfo> = workers
         .iter()
-        .flat_map(|worker| worker.watch.running().into_iter().chain(worker.watch.waiting()))
+        .flat_map(|worker| {
+            let waiting = worker.watch.waiting().into_iter().map(|request| request.info);
+            worker.watch.running().into_iter().chain(waiting)
+        })
         .collect();
     all.sort_by_key(|info| info.begun);
     all.truncate(count);

@@ -38,6 +38,8 @@ mod hibernation;
 
 mod health;
 
+mod report;
+
 mod shutdown;
 
 mod shutdown_idle;

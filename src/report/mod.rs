@@ -2,20 +2,25 @@
 
 use std::fmt;
 use std::process::{ExitCode, Termination};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cleanup::{HookOutcome, HookReport};
 use crate::drain::Phase;
-use crate::http::watch::{LostRequest, RequestInfo};
+use crate::http::watch::{EndedRequest, RequestInfo};
 use crate::ledger::{ConnectionOutcome, Counts, RejectedCode, RequestOutcome};
+use crate::logging::visible;
 
 /// What became of a server's connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// What began the shutdown: a signal's name, or `shutdown()`.
     pub reason: String,
+    /// The wall clock at the end. It is read once: the shutdown began
+    /// [`duration`](Report::duration) before.
+    pub ended_at: SystemTime,
     /// How long each phase took, in the order in which they came.
     pub phases: Vec<(Phase, Duration)>,
     /// The whole budget.
@@ -39,14 +44,17 @@ pub struct Report {
     /// Guards of [`GracefulShutdown::add_connection`](crate::GracefulShutdown::add_connection) that
     /// were still held when the time was up.
     pub other_work: u64,
+    /// The slowest requests that were in flight during the shutdown, had to wait and were answered
+    /// or abandoned: at most ten, slowest first.
+    pub slowest: Vec<LostLine>,
     /// The status the process should end with.
     pub exit_status: u8,
 }
 
-/// One request that was refused or cut.
+/// One request, with its end. Most are of requests that were refused or cut.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LostLine {
-    /// `refused` or `cut`.
+    /// `refused` or `cut`; among the slowest `answered` or `abandoned`.
     pub outcome: &'static str,
     /// As sent.
     pub method: String,
@@ -58,33 +66,39 @@ pub struct LostLine {
     pub route: String,
     /// From its complete head to its end.
     pub age_seconds: f64,
-    /// What it was doing when it was ended.
+    /// From the beginning of the shutdown to its end.
+    pub ended_seconds: f64,
+    /// What it was doing when it ended.
     pub waited_for: &'static str,
 }
 
 impl LostLine {
-    /// What is told of a request that the server ended.
-    pub fn new(request: &LostRequest, now: Instant) -> LostLine {
-        // Its age when it ended, not when the report is written.
-        let until = request.at.min(now);
-        LostLine::unfinished(request.info.clone(), request.outcome, request.waited_for, until)
+    /// What is told of a request that has ended, in a shutdown that began at `begun`.
+    pub fn new(request: &EndedRequest, begun: Instant) -> LostLine {
+        let EndedRequest { info, outcome, waited_for, at } = request;
+        LostLine::unfinished(info.clone(), *outcome, waited_for, begun, *at)
     }
 
-    /// What is told of a request that still runs.
+    /// What is told of a request that still runs, and ends as `outcome` at `end`.
     pub fn unfinished(
         info: RequestInfo,
         outcome: RequestOutcome,
         waited_for: &'static str,
-        now: Instant,
+        begun: Instant,
+        end: Instant,
     ) -> LostLine {
-        let age = info.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        let since = |from: Instant| {
+            let span = end.saturating_duration_since(from);
+            (span.as_secs_f64() * 1000.0).round() / 1000.0
+        };
         LostLine {
             outcome: outcome.name(),
             method: info.method,
             path: info.path,
             peer: info.peer.to_string(),
             route: info.route,
-            age_seconds: (age.as_secs_f64() * 1000.0).round() / 1000.0,
+            age_seconds: info.begun.map_or(0.0, since),
+            ended_seconds: since(begun),
             waited_for,
         }
     }
@@ -95,6 +109,7 @@ impl Report {
     pub(crate) fn not_run(budget: Duration) -> Report {
         Report {
             reason: "the server did not run".to_owned(),
+            ended_at: SystemTime::UNIX_EPOCH,
             phases: Vec::new(),
             budget,
             budget_left: budget,
@@ -104,6 +119,7 @@ impl Report {
             cut: 0,
             lost: Vec::new(),
             lost_unnamed: 0,
+            slowest: Vec::new(),
             hooks: Vec::new(),
             other_work: 0,
             exit_status: 1,
@@ -126,30 +142,35 @@ impl Report {
         self.phases.iter().map(|(_, duration)| *duration).sum()
     }
 
-    /// The report as one line of JSON.
+    /// The report as one line of JSON, in which everything is visible.
     pub fn to_json(&self) -> String {
         let counts = &self.counts;
-        let phases: serde_json::Map<String, serde_json::Value> = self
+        let mut start = Duration::ZERO;
+        let phases: Vec<Value> = self
             .phases
             .iter()
-            .map(|(phase, duration)| (phase.name().to_owned(), seconds(*duration)))
+            .map(|(phase, duration)| {
+                let (began, took) = (seconds(start), seconds(*duration));
+                start += *duration;
+                json!({ "name": phase.name(), "start_seconds": began, "seconds": took })
+            })
             .collect();
-        let finished: serde_json::Map<String, serde_json::Value> = RequestOutcome::ALL
-            .iter()
-            .map(|outcome| (outcome.name().to_owned(), counts.finished_as(*outcome).into()))
-            .collect();
-        let closed: serde_json::Map<String, serde_json::Value> = ConnectionOutcome::ALL
-            .iter()
-            .map(|outcome| (outcome.name().to_owned(), counts.closed_as(*outcome).into()))
-            .collect();
-        let rejected: serde_json::Map<String, serde_json::Value> = RejectedCode::ALL
-            .iter()
-            .map(|code| (code.status().to_string(), counts.rejected[*code as usize].into()))
-            .collect();
-        serde_json::json!({
+        let mut phases_seconds = serde_json::Map::new();
+        for (phase, duration) in &self.phases {
+            phases_seconds.insert(phase.name().to_owned(), seconds(*duration));
+        }
+        let finished = named(RequestOutcome::ALL.map(|it| (it.name(), counts.finished_as(it))));
+        let closed = named(ConnectionOutcome::ALL.map(|it| (it.name(), counts.closed_as(it))));
+        let rejected =
+            named(RejectedCode::ALL.map(|code| (code.status(), counts.rejected[code as usize])));
+        let report = json!({
+            "version": VERSION,
             "reason": self.reason,
+            "started_at": date(self.ended_at.checked_sub(self.duration())),
+            "ended_at": date(Some(self.ended_at)),
             "duration_seconds": seconds(self.duration()),
-            "phases_seconds": phases,
+            "phases": phases,
+            "phases_seconds": phases_seconds,
             "budget_seconds": seconds(self.budget),
             "budget_left_seconds": seconds(self.budget_left),
             "active_connections_at_shutdown": self.active_connections_at_shutdown,
@@ -171,9 +192,11 @@ impl Report {
             "lost_unnamed": self.lost_unnamed,
             "hooks": self.hooks.iter().map(hook_json).collect::<Vec<_>>(),
             "other_work": self.other_work,
+            "slowest": self.slowest,
             "exit_status": self.exit_status,
-        })
-        .to_string()
+        });
+        // Its strings are escaped as JSON has it; what else a terminal obeys is escaped as well.
+        visible(&report.to_string()).into_owned()
     }
 }
 
@@ -199,8 +222,8 @@ impl Termination for Report {
     }
 }
 
-fn hook_json(hook: &HookReport) -> serde_json::Value {
-    let mut json = serde_json::json!({
+fn hook_json(hook: &HookReport) -> Value {
+    let mut json = json!({
         "name": hook.name,
         "stage": hook.stage.name(),
         "outcome": hook.outcome.name(),
@@ -213,10 +236,24 @@ fn hook_json(hook: &HookReport) -> serde_json::Value {
     json
 }
 
+fn named<const N: usize>(counts: [(impl ToString, u64); N]) -> Value {
+    counts.into_iter().map(|(name, count)| (name.to_string(), Value::from(count))).collect()
+}
+
+/// As RFC 3339 has it, to the millisecond, in UTC.
+fn date(at: Option<SystemTime>) -> String {
+    // humantime refuses a clock before 1970 with a panic.
+    let at = at.unwrap_or(SystemTime::UNIX_EPOCH).max(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
 /// Seconds to the microsecond: more digits would be noise.
-fn seconds(duration: Duration) -> serde_json::Value {
+fn seconds(duration: Duration) -> Value {
     let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     #[allow(clippy::cast_precision_loss, reason = "exact up to 285 years")]
     let seconds = micros as f64 / 1e6;
     seconds.into()
 }
+
+/// The format of the JSON. A reader of one version need not understand another.
+pub const VERSION: u64 = 1;
