@@ -1,4 +1,4 @@
-//! Health and metrics endpoints.
+//! Health and metrics endpoints, and what the connections are doing.
 //!
 //! `/livez` says that the process can answer, and nothing else: a restart must not be caused by
 //! what a restart does not mend. `/readyz` says whether to send new connections here; it turns 503
@@ -6,6 +6,7 @@
 //! for.
 
 use std::fmt::Write;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http::header::CACHE_CONTROL;
@@ -13,7 +14,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::router::{Router, get};
 use super::status::Status;
-use crate::http::message::{Request, Response};
+use crate::http::message::{JSON, Request, Response};
 use crate::metrics;
 
 /// Paths that [`with_health`] adds.
@@ -38,20 +39,31 @@ pub fn with_health(mut router: Router, status: &Arc<Status>) -> Router {
     router
 }
 
+/// Asks for what the connections are doing, as JSON. The answer comes in a fraction of a second.
+pub type Ask = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String>>> + Send + Sync>;
+
 /// What the admin listener serves.
-pub fn router(status: &Arc<Status>) -> Router {
+pub fn router(status: &Arc<Status>, connections: Ask) -> Router {
     let metrics = Arc::clone(status);
-    let router = Router::new().route(
-        "/metrics",
-        get(move |_: Request| {
-            let text = metrics.render_metrics();
-            no_store(Response::typed(
-                HeaderValue::from_static(metrics::CONTENT_TYPE),
-                text.into_bytes().into(),
-            ))
-        }),
-    );
-    let index = "/livez\n/readyz\n/healthz\n/metrics\n";
+    let router = Router::new()
+        .route(
+            "/metrics",
+            get(move |_: Request| {
+                let text = metrics.render_metrics();
+                no_store(Response::typed(
+                    HeaderValue::from_static(metrics::CONTENT_TYPE),
+                    text.into_bytes().into(),
+                ))
+            }),
+        )
+        .route(
+            "/connections",
+            get(move |_: Request| {
+                let asking = connections();
+                async move { no_store(Response::typed(JSON, asking.await.into_bytes().into())) }
+            }),
+        );
+    let index = "/livez\n/readyz\n/healthz\n/metrics\n/connections\n";
     with_health(router, status).route("/", get(move |_: Request| index))
 }
 

@@ -4,16 +4,17 @@
 //! It reads the workers' books and never waits for a worker: one that is stuck in a handler cannot
 //! hold the exit. With `workers = 0` the public endpoint lives here as well.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{Command, Endpoint, grace};
 use super::handle::GracefulShutdown;
+use super::holders::Inquiry;
 use super::hooks;
 use super::narrate;
 use super::trim::Trim;
-use super::worker::Pulse;
+use super::worker::{Pulse, WorkerMail};
 use crate::app::status::{ShutdownFacts, Status};
 use crate::cleanup::{Cleanup, HookId, HookOutcome, Start};
 use crate::drain::{Drain, Input, Order, Phase, Signal};
@@ -42,6 +43,8 @@ pub enum ControlMail {
     HookEnded(HookId, HookOutcome),
     /// This worker's thread has ended by a fault of ours.
     WorkerLost(usize),
+    /// What are the connections doing?
+    Inquire(Weak<Inquiry>),
 }
 
 impl ControlMail {
@@ -54,7 +57,7 @@ impl ControlMail {
 /// What control knows of a worker.
 pub struct WorkerView {
     /// `None` for the endpoint on control's own thread.
-    pub mailbox: Option<Mailbox<Command>>,
+    pub mailbox: Option<Mailbox<WorkerMail>>,
     pub ledger: Arc<Ledger>,
     pub watch: Arc<Watch>,
     pub pulse: Arc<Pulse>,
@@ -226,7 +229,7 @@ impl Control {
     fn command(&mut self, command: Command, now: Instant) {
         for worker in &self.workers {
             if let Some(mailbox) = &worker.mailbox {
-                mailbox.post(command);
+                mailbox.post(WorkerMail::Order(command));
             }
         }
         if let Some(public) = &mut self.public {
@@ -275,6 +278,7 @@ impl Control {
                 self.go_on_cleaning(starts, now);
             }
             ControlMail::WorkerLost(index) => self.worker_lost(index, now),
+            ControlMail::Inquire(inquiry) => self.inquire(&inquiry, now),
         }
     }
 

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::StartError;
+use super::holders::HOLDS_MAX;
 use super::listener::Bound;
 use crate::drain::Policy;
 use crate::http::connection::{Connection, Means, Step};
+use crate::http::hold::Hold;
 use crate::http::site::{Grace, Mode, Site};
 use crate::http::wire::Loan;
 use crate::ledger::{ConnectionOutcome, ConnectionState};
@@ -275,6 +277,24 @@ impl<L: Acceptor> Endpoint<L> {
         if cfg!(debug_assertions) || command != Command::Announce {
             self.site.ledger.counts().check();
         }
+    }
+
+    /// What its oldest connections are doing and wait for, in any order. All are looked at, but
+    /// strings are made for the chosen ones only.
+    pub fn holds(&self, now: Instant) -> Vec<(Peer, Hold)> {
+        self.site.now.set(now);
+        let since =
+            |(token, slot): (Token, &Slot<L::Stream>)| (slot.connection.since(&self.site), token);
+        let mut all: Vec<(Instant, Token)> = self.slots.iter().map(since).collect();
+        if all.len() > HOLDS_MAX {
+            all.select_nth_unstable_by_key(HOLDS_MAX, |(since, _)| *since);
+            all.truncate(HOLDS_MAX);
+        }
+        let hold = |(_, token): (Instant, Token)| {
+            let slot = self.slots.get(token)?;
+            Some((slot.peer, slot.connection.hold(&self.site, token.index())))
+        };
+        all.into_iter().filter_map(hold).collect()
     }
 
     fn enter(&self, mode: Mode) {

@@ -6,6 +6,7 @@ mod control;
 mod endpoint;
 mod error;
 mod handle;
+mod holders;
 mod hooks;
 mod listener;
 mod narrate;
@@ -31,7 +32,7 @@ use self::listener::{Bound, PortUse};
 pub use self::options::{HealthOn, Options, Workers};
 use self::site::SiteSetup;
 use self::trim::Trim;
-use self::worker::{PUBLIC_SPACE, Pulse, WorkerSetup};
+use self::worker::{PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
 use crate::app::admin;
 use crate::app::router::Router;
 use crate::app::status::Status;
@@ -222,7 +223,7 @@ impl Server {
         if !bound.is_empty() {
             let site = SiteSetup {
                 limits: crate::http::Limits::default(),
-                router: admin::router(&self.status),
+                router: admin::router(&self.status, holders::asking(self.mailbox.clone())),
                 ledger: Arc::default(),
                 watch: Arc::default(),
                 metrics: Metrics::new(),
@@ -325,7 +326,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<Command>>) -> WorkerView {
+fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<WorkerMail>>) -> WorkerView {
     WorkerView {
         mailbox,
         ledger: Arc::clone(&site.ledger),
@@ -340,7 +341,7 @@ fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<Command>>)
 fn leave(control: &Control) {
     for worker in &control.workers {
         if let Some(mailbox) = &worker.mailbox {
-            mailbox.post(Command::Leave);
+            mailbox.post(WorkerMail::Order(Command::Leave));
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::control::ControlMail;
 use super::endpoint::{Capacity, Command, Endpoint};
 use super::error::StartError;
+use super::holders::Question;
 use super::listener::Bound;
 use super::site::SiteSetup;
 use crate::reactor::blocking::Pool;
@@ -26,6 +27,14 @@ pub struct WorkerSetup {
     pub control: Mailbox<ControlMail>,
     pub pulse: Arc<Pulse>,
     pub blocking: Pool,
+}
+
+/// What control tells a worker.
+#[derive(Debug)]
+pub enum WorkerMail {
+    Order(Command),
+    /// What are your connections doing?
+    Question(Question),
 }
 
 /// Signs of life that a worker leaves for control.
@@ -66,7 +75,7 @@ impl Pulse {
 }
 
 /// Runs a worker until it is told to leave. Says through `started` whether it could start.
-pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<Command>, StartError>>) {
+pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<WorkerMail>, StartError>>) {
     let (index, control) = (setup.index, setup.control.clone());
     let (mut reactor, mut worker, blocking) = match Worker::start(setup) {
         Ok(parts) => parts,
@@ -99,7 +108,7 @@ pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<Command>, StartEr
 
 struct Worker {
     endpoint: Endpoint,
-    mailbox: Mailbox<Command>,
+    mailbox: Mailbox<WorkerMail>,
     control: Mailbox<ControlMail>,
     pulse: Arc<Pulse>,
     is_leaving: bool,
@@ -158,9 +167,14 @@ impl Host for Worker {
     }
 
     fn take_mail(&mut self, now: Instant) {
-        while let Some(command) = self.mailbox.take() {
-            self.is_leaving |= command == Command::Leave;
-            self.endpoint.obey(command, now);
+        while let Some(mail) = self.mailbox.take() {
+            match mail {
+                WorkerMail::Order(command) => {
+                    self.is_leaving |= command == Command::Leave;
+                    self.endpoint.obey(command, now);
+                }
+                WorkerMail::Question(question) => question.answer(|| self.endpoint.holds(now)),
+            }
         }
     }
 

@@ -38,6 +38,8 @@ mod hibernation;
 
 mod health;
 
+mod connections;
+
 mod report;
 
 mod shutdown;
