@@ -128,4 +128,7 @@ pub mod internal {
     pub mod app {
         pub use crate::app::{lab, sample};
     }
+    pub mod report {
+        pub use crate::report::{draw, read};
+    }
 }

@@ -4,12 +4,17 @@
 // As in the library: tests may unwrap, and measure from outside. See .clippy.toml.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ebbtide::internal::app::{lab::Lab, sample};
 use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
+use ebbtide::internal::report;
+use ebbtide::internal::report::draw::{Style, draw};
+use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
     AtDeadline, HalfClose, HealthOn, InFlight, Limits, Options, Policy, Report, Server, StartError,
@@ -41,13 +46,56 @@ fn main() -> ExitCode {
             print!("{}", config::print_config(&invocation.config, &invocation.sources));
             ExitCode::SUCCESS
         }
+        Command::Report(file) => draw_report(&file),
     }
+}
+
+fn draw_report(file: &Path) -> ExitCode {
+    let mut stdout = io::stdout();
+    let is_plain = !stdout.is_terminal() || std::env::var_os("NO_COLOR").is_some();
+    let style = if is_plain { Style::Plain } else { Style::Colour };
+    let drawn = read_report(file).map(|report| draw(&report, style));
+    let text = match drawn {
+        Ok(text) => text,
+        Err(why) => {
+            // The name may be anything, and so may what an error repeats of it.
+            let line = format!("{}: {why}", file.display());
+            eprintln!("ebbtide: {}", logging::visible(&line));
+            return ExitCode::from(EXIT_UNREADABLE);
+        }
+    };
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("ebbtide: cannot write: {error}");
+            ExitCode::from(EXIT_UNREADABLE)
+        }
+        // A pager that was closed has seen enough.
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn read_report(file: &Path) -> Result<Written, String> {
+    let source: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(file).map_err(|error| error.to_string())?)
+    };
+    let mut bytes = Vec::new();
+    let read = source.take(REPORT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > REPORT_BYTES_MAX {
+        return Err(format!(
+            "more than {} MiB; try its end, `tail -n 1000`",
+            REPORT_BYTES_MAX >> 20
+        ));
+    }
+    report::read::read(&bytes).map_err(|why| why.to_string())
 }
 
 fn serve(config: &Config) -> ExitCode {
     let format = match config.log_format {
         LogFormat::Text => logging::Format::Text,
-        LogFormat::Auto if std::io::stderr().is_terminal() => logging::Format::Text,
+        LogFormat::Auto if io::stderr().is_terminal() => logging::Format::Text,
         LogFormat::Json | LogFormat::Auto => logging::Format::Json,
     };
     let logger = match logging::init(logging::Options { level: config.log_level, format }) {
@@ -142,6 +190,12 @@ fn options(config: &Config, logger: &Logger) -> Options {
 
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;
+
+/// The exit status when a report cannot be read.
+const EXIT_UNREADABLE: u8 = 1;
+
+/// A log may be long, but not endless.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// How long the exit waits for the log at most, and at least when the budget is used up: stderr may
 /// be a pipe that nobody reads.

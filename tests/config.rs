@@ -265,6 +265,9 @@ fn flags_stand_before_or_after_the_command_and_bare_switches_mean_true() {
     assert_eq!(load("serve"), (Command::Serve, false, None));
     assert_eq!(load("--access-log --workers 2"), (Command::Serve, true, Some(2)));
     assert_eq!(load("--access-log check-config"), (Command::CheckConfig, true, None));
+    let report = |file: &str| Command::Report(file.into());
+    assert_eq!(load("report a.json --workers 2"), (report("a.json"), false, Some(2)));
+    assert_eq!(load("--access-log report -"), (report("-"), true, None));
     assert_eq!(load("print-config --access-log"), (Command::PrintConfig, true, None));
     assert_eq!(load("--access-log false serve --workers=1"), (Command::Serve, false, Some(1)));
     assert_eq!(load("--workers 1 serve --workers 2"), (Command::Serve, false, Some(2)));

@@ -32,9 +32,13 @@ pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLi
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => LoadError::Answer(error.to_string()),
         _ => LoadError::Usage(error.to_string()),
     })?;
-    let command = match matches.subcommand_name() {
-        Some(CHECK_CONFIG) => Command::CheckConfig,
-        Some(PRINT_CONFIG) => Command::PrintConfig,
+    let command = match matches.subcommand() {
+        Some((CHECK_CONFIG, _)) => Command::CheckConfig,
+        Some((PRINT_CONFIG, _)) => Command::PrintConfig,
+        Some((REPORT, of)) => {
+            let file = given(of, REPORT_FILE).expect("clap demands it");
+            Command::Report(file.into())
+        }
         _ => Command::Serve,
     };
     let mut flags = Layer::new();
@@ -70,6 +74,17 @@ fn program() -> clap::Command {
         .subcommand(
             clap::Command::new(PRINT_CONFIG)
                 .about("Print the configuration in force as TOML, with where each value came from"),
+        )
+        .subcommand(
+            clap::Command::new(REPORT)
+                .about("Draw the report of a shutdown: a timeline, what became of the requests")
+                .arg(
+                    Arg::new(REPORT_FILE)
+                        .required(true)
+                        .value_name("FILE")
+                        .value_parser(OsStringValueParser::new())
+                        .help("The report, or a log in JSON (its last report); - is stdin"),
+                ),
         )
         .arg(config_arg())
         .args(KEYS.iter().zip(FLAGS.iter()).map(|(key, flag)| arg(key, flag)))
@@ -113,6 +128,8 @@ pub(super) const CONFIG: &str = "config";
 const SERVE: &str = "serve";
 const CHECK_CONFIG: &str = "check-config";
 const PRINT_CONFIG: &str = "print-config";
+const REPORT: &str = "report";
+const REPORT_FILE: &str = "file";
 
 const AFTER_HELP: &str = "\
 A value comes from the flag, else the environment variable, else the file, else it is the default.

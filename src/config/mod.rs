@@ -23,7 +23,7 @@ mod value;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use self::layer::{Entry, Layers};
 pub use self::render::{markdown_table, print_config, sample_settings};
@@ -45,7 +45,7 @@ pub struct Invocation {
 }
 
 /// A command of the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Serve until a signal; also what no command means.
     Serve,
@@ -53,6 +53,8 @@ pub enum Command {
     CheckConfig,
     /// Print the configuration in force.
     PrintConfig,
+    /// Draw the report of a shutdown from this file, `-` for the standard input.
+    Report(PathBuf),
 }
 
 /// Why there is no [`Invocation`]. Displays as the text to print, which ends its last line unless
@@ -107,6 +109,11 @@ pub fn load(
     cwd: &Path,
 ) -> Result<Invocation, LoadError> {
     let line = flags::read(args)?;
+    if matches!(line.command, Command::Report(_)) {
+        // Needs no configuration, so a bad one is no reason not to draw.
+        let (config, sources) = Config::read(&Layers { flags: line.flags, ..Layers::default() })?;
+        return Ok(Invocation { command: line.command, config, sources });
+    }
     let layers = Layers {
         file: file::read(named_file(line.config, env)?, cwd)?,
         environment: layer::environment(env)?,

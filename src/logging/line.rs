@@ -225,8 +225,10 @@ impl serde_json::ser::Formatter for Visible {
     }
 }
 
-/// The text with `\u` escapes for what [`is_hidden`] names. JSON in which that stands in strings
-/// only stays JSON.
+/// The text with `\u` escapes for what a terminal obeys or does not show: control characters, marks
+/// that turn the direction of text or take no space. JSON in which they stand in strings only stays
+/// JSON.
+#[allow(clippy::missing_panics_doc, reason = "it cannot fail")]
 pub fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
         return text.into();

@@ -46,7 +46,7 @@ use env_logger::Target;
 use log::kv::{ToValue, Value};
 use log::{Level, LevelFilter, Log, Record, SetLoggerError};
 
-pub(crate) use line::visible;
+pub use line::visible;
 use line::{LINE_BYTES_USUAL, displayed, line};
 
 /// What is logged, and in which shape.

@@ -1,4 +1,8 @@
-//! The report of a shutdown: what is said of it at its end, as one JSON object.
+//! The report of a shutdown: what is said of it at its end, as one JSON object, and how that is
+//! found and drawn again (`ebbtide report`).
+
+pub mod draw;
+pub mod read;
 
 use std::fmt;
 use std::process::{ExitCode, Termination};
