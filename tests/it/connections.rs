@@ -1,6 +1,6 @@
 //! `/connections` on the admin listener: what holds a shutdown, and what it would wait for.
 
-use ebbtide::{ConnectionState, Options, Phase, Policy, Report, Workers};
+use ebbtide::{ConnectionState, Hook, Options, Phase, Policy, Report, Workers};
 use serde_json::Value;
 
 use super::client::{Client, request, upload};
@@ -231,4 +231,33 @@ fn a_path_that_a_terminal_would_obey_is_told_escaped() {
     assert!(answer.text().contains(r"/obey/\u009b31m\u202e"), "{}", answer.text());
     gate.open();
     client.read_response().expect(200, "obeyed");
+}
+
+#[test]
+fn hooks_and_other_work_are_told_as_well() {
+    let gate = Gate::default();
+    let served = Served::start(app(&gate));
+    let mut admin = served.admin_client();
+    let held = gate.clone();
+    let hook = Hook::http_drained("close the archive", move |_| {
+        held.block();
+        Ok(())
+    });
+    served.handle.on_cleanup(hook);
+    let work = served.handle.add_connection();
+    served.begin_shutdown();
+    let (told, _) = ask(&mut admin);
+    assert_eq!((&told["phase"], &told["other_work"]), (&"draining".into(), &1.into()), "{told}");
+    assert_eq!(told["hooks_running"], serde_json::json!([]));
+    drop(work);
+    gate.until_arrived(1);
+    let (told, _) = ask(&mut admin);
+    assert_eq!((&told["phase"], &told["other_work"]), (&"cleaning_up".into(), &0.into()));
+    assert_eq!(told["hooks_running"][0]["name"], "close the archive", "{told}");
+    gate.open();
+    let report = served.report();
+    let read = ebbtide::internal::report::read::read(report.to_json().as_bytes());
+    let style = ebbtide::internal::report::draw::Style::Plain;
+    let drawn = ebbtide::internal::report::draw::draw(&read.expect("a report"), style);
+    assert!(drawn.contains("\nClean-up hooks\n  close the archive "), "{drawn}");
 }
