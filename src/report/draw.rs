@@ -43,20 +43,21 @@ fn headline(page: &mut Page, report: &Written) {
     );
     let status = report.exit_status;
     let ink = if status == 0 { Ink::Plain } else { Ink::Red };
-    page.line(ink, &format!("  exit status {status}: {}", meaning(status)));
+    page.line(ink, &format!("  exit status {status}: {}", meaning(report)));
 }
 
-/// An exit status in words.
-fn meaning(status: u8) -> String {
-    match status {
+/// The exit status in words.
+fn meaning(report: &Written) -> String {
+    match report.exit_status {
         0 => "no request was lost".to_owned(),
         1 => "a thread of the server was lost by a fault of its own".to_owned(),
-        3 => "the shutdown refused or cut a request, or other work".to_owned(),
+        3 if report.other_work > 0 => "requests were refused or cut, or other work".to_owned(),
+        3 => "the shutdown refused or cut at least one request".to_owned(),
         4 => "a clean-up hook failed or overran its limit".to_owned(),
         130 => "ended at once by a repeated SIGINT".to_owned(),
         131 => "ended at once by SIGQUIT".to_owned(),
         143 => "ended at once by a repeated SIGTERM".to_owned(),
-        129.. => format!("ended at once by signal {}", status - 128),
+        status @ 129.. => format!("ended at once by signal {}", status - 128),
         _ => "not a status of this version".to_owned(),
     }
 }
