@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use serde_json::Value;
+
 use crate::support::client::Client;
 use crate::support::server::{Launch, Server};
-use crate::support::tools::tool;
+use crate::support::tools::{raise_descriptors, tool};
 use crate::support::{SOON, beside_others, until};
 
 /// The status of a GET on a connection of its own.
@@ -155,4 +157,24 @@ fn the_admin_listener_can_be_off() {
     assert_eq!(status(server.port, "/readyz"), 200);
     server.signal("TERM");
     assert_eq!(server.exit(SOON).status, 0);
+}
+
+#[test]
+fn of_a_crowd_the_oldest_are_listed_and_the_others_counted() {
+    let _turn = beside_others();
+    assert!(raise_descriptors() >= 4096, "this test needs 4096 descriptors");
+    let server = Launch::new().start();
+    let crowd: Vec<Client> = (0..1100).map(|_| server.connect()).collect();
+    let told: Value = until("all to be accepted", SOON, || {
+        let answer = Client::connect(server.admin).get("/connections");
+        let told: Value = serde_json::from_str(&answer.text()).unwrap();
+        (told["open"] == 1100).then_some(told)
+    });
+    assert_eq!((&told["more"], &told["states"]["new"]), (&100.into(), &1100.into()));
+    let rows = told["connections"].as_array().unwrap();
+    assert_eq!(rows.len(), 1000);
+    let ages = rows.iter().map(|row| row["since_seconds"].as_f64().unwrap());
+    assert!(ages.is_sorted_by(|older, younger| older >= younger), "{told}");
+    drop(crowd);
+    server.stop();
 }
