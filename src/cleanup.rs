@@ -142,6 +142,8 @@ pub struct HookReport {
     pub stage: HookStage,
     /// How it ended.
     pub outcome: HookOutcome,
+    /// When it was started, since the clean-up began.
+    pub start: Duration,
     /// How long it ran, or was waited for.
     pub took: Duration,
     /// How long it would have been waited for.
@@ -155,8 +157,8 @@ pub struct Cleanup {
     waiting: Vec<Hook>,
     running: Vec<Running>,
     reports: Vec<HookReport>,
-    /// By when all is over; `Some` once it has begun.
-    end: Option<Instant>,
+    /// When it began and by when all is over; `Some` once it has begun.
+    span: Option<(Instant, Instant)>,
     next_id: HookId,
 }
 
@@ -203,7 +205,7 @@ impl Cleanup {
     /// Begins with `hooks`, all to be over by `end`. Returns those to be run now.
     pub fn begin(&mut self, now: Instant, end: Instant, hooks: Vec<Hook>) -> Vec<Start> {
         self.waiting.extend(hooks);
-        self.end = Some(end);
+        self.span = Some((now, end));
         self.advance(now)
     }
 
@@ -236,7 +238,7 @@ impl Cleanup {
 
     /// Whether it has begun and every hook has its outcome.
     pub fn is_over(&self) -> bool {
-        self.end.is_some() && self.running.is_empty() && self.waiting.is_empty()
+        self.span.is_some() && self.running.is_empty() && self.waiting.is_empty()
     }
 
     /// The hooks that have their outcome, in the order in which they came to it.
@@ -257,16 +259,19 @@ impl Cleanup {
         }
         for hook in std::mem::take(&mut self.waiting) {
             let (name, stage) = (hook.name, hook.stage);
-            let (outcome, limit) = (HookOutcome::Overran, Duration::ZERO);
-            self.reports.push(HookReport { name, stage, outcome, took: Duration::ZERO, limit });
+            let (outcome, none) = (HookOutcome::Overran, Duration::ZERO);
+            let start = self.span.map_or(none, |(begun, _)| now.saturating_duration_since(begun));
+            self.reports.push(HookReport { name, stage, outcome, start, took: none, limit: none });
         }
     }
 
     fn record(&mut self, hook: &Running, outcome: HookOutcome, now: Instant) {
+        let begun = self.span.map_or(hook.since, |(begun, _)| begun);
         self.reports.push(HookReport {
             name: hook.name.clone(),
             stage: hook.stage,
             outcome,
+            start: hook.since.saturating_duration_since(begun),
             took: now.saturating_duration_since(hook.since),
             limit: hook.deadline.saturating_duration_since(hook.since),
         });
@@ -274,7 +279,7 @@ impl Cleanup {
 
     /// Starts the next stage that has hooks, when none runs.
     fn advance(&mut self, now: Instant) -> Vec<Start> {
-        let Some(end) = self.end else { return Vec::new() };
+        let Some((_, end)) = self.span else { return Vec::new() };
         if !self.running.is_empty() {
             return Vec::new();
         }

@@ -159,6 +159,8 @@ impl Report {
                 json!({ "name": phase.name(), "start_seconds": began, "seconds": took })
             })
             .collect();
+        let before = self.phases.iter().take_while(|(phase, _)| *phase < Phase::CleaningUp);
+        let cleaning = before.map(|(_, duration)| *duration).sum();
         let mut phases_seconds = serde_json::Map::new();
         for (phase, duration) in &self.phases {
             phases_seconds.insert(phase.name().to_owned(), seconds(*duration));
@@ -194,7 +196,7 @@ impl Report {
             "late_bytes": counts.late_bytes,
             "lost": self.lost,
             "lost_unnamed": self.lost_unnamed,
-            "hooks": self.hooks.iter().map(hook_json).collect::<Vec<_>>(),
+            "hooks": self.hooks.iter().map(|hook| hook_json(hook, cleaning)).collect::<Vec<_>>(),
             "other_work": self.other_work,
             "slowest": self.slowest,
             "exit_status": self.exit_status,
@@ -226,11 +228,13 @@ impl Termination for Report {
     }
 }
 
-fn hook_json(hook: &HookReport) -> Value {
+/// `began` is when the clean-up did.
+fn hook_json(hook: &HookReport, began: Duration) -> Value {
     let mut json = json!({
         "name": hook.name,
         "stage": hook.stage.name(),
         "outcome": hook.outcome.name(),
+        "start_seconds": seconds(began + hook.start),
         "seconds": seconds(hook.took),
         "limit_seconds": seconds(hook.limit),
     });
