@@ -36,14 +36,16 @@
 //!
 //! # The life of a request
 //!
-//! A worker's listener accepts a socket into a slot (`server/endpoint`). While it is *cold* it
-//! costs its slot and the bytes of an incomplete head (`http/connection`). With a complete head
-//! (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`, `http/wire`),
-//! parses the head and calls our service (`http/service`), which refuses what is no request, counts
-//! the rest (`http/tracking`) and calls the application with its panics caught. Bytes that hyper
-//! writes are collected and sent once its poll has returned; when the kernel has the last of them
-//! the request is *answered* (`http/flow`). After a moment of idleness hyper is dropped and the
-//! connection *hibernates*. It ends in a lingering close (`http/linger`), or in its client's.
+//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`); from a
+//! queue that all workers share control accepts and deals them out (`server/dealer`). While it is
+//! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
+//! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,
+//! `http/wire`), parses the head and calls our service (`http/service`), which refuses what is no
+//! request, counts the rest (`http/tracking`) and calls the application with its panics caught.
+//! Bytes that hyper writes are collected and sent once its poll has returned; when the kernel has
+//! the last of them the request is *answered* (`http/flow`). After a moment of idleness hyper is
+//! dropped and the connection *hibernates*. It ends in a lingering close (`http/linger`), or in its
+//! client's.
 //!
 //! # The life of a shutdown
 //!
@@ -64,7 +66,8 @@
 //!    and `reactor/timer` never read it.
 //! 5. Every wait has an end: readiness that will be announced, a wake, or a deadline.
 //! 6. The library installs no signal handler, no logger and no global, reads no environment and
-//!    ends no process; two servers can live in one process.
+//!    ends no process; two servers can live in one process. What does is a call of its own for the
+//!    program to make: [`setup_signal_handlers`], [`logging::init`], [`inherited_listeners`].
 
 // Of the code that serves only: tests may unwrap, and measure from outside. See .clippy.toml.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
@@ -100,8 +103,8 @@ pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
 pub use report::{LostLine, Report};
 pub use server::{
-    ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, Options, Server, Snapshot,
-    StartError, Workers,
+    ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, InheritedListeners, Options,
+    Server, Snapshot, StartError, Workers, inherited_listeners,
 };
 pub use signals::{Signals, setup_signal_handlers};
 

@@ -17,8 +17,8 @@ use ebbtide::internal::report::draw::{Style, draw};
 use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
-    AtDeadline, HalfClose, HealthOn, InFlight, Limits, Options, Policy, Report, Server, StartError,
-    Workers, setup_signal_handlers,
+    Address, AtDeadline, HalfClose, HealthOn, InFlight, InheritedListeners, Limits, Options,
+    Policy, Report, Server, StartError, Workers, inherited_listeners, setup_signal_handlers,
 };
 
 fn main() -> ExitCode {
@@ -93,6 +93,10 @@ fn read_report(file: &Path) -> Result<Written, String> {
 }
 
 fn serve(config: &Config) -> ExitCode {
+    // Before anything opens a descriptor. What is wrong with them is told once there is a log.
+    let inherits = config.listen.contains(&Address::Inherited);
+    let inherited =
+        if inherits { inherited_listeners() } else { Ok(InheritedListeners::default()) };
     let format = match config.log_format {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Auto if io::stderr().is_terminal() => logging::Format::Text,
@@ -106,7 +110,7 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     logging::install_panic_hook();
-    let (status, patience) = match start(config, &logger) {
+    let (status, patience) = match start(config, inherited, &logger) {
         Ok(report) => (report.exit_status(), report.budget_left),
         Err(error) => {
             log::error!(event_type = "start_failed"; "{error}");
@@ -118,7 +122,12 @@ fn serve(config: &Config) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn start(config: &Config, logger: &Logger) -> Result<Report, StartError> {
+fn start(
+    config: &Config,
+    inherited: Result<InheritedListeners, StartError>,
+    logger: &Logger,
+) -> Result<Report, StartError> {
+    let inherited = inherited?;
     let signals = setup_signal_handlers()
         .map_err(|source| StartError::System { what: "catch signals", source })?;
     let lab = if config.lab_routes {
@@ -126,8 +135,8 @@ fn start(config: &Config, logger: &Logger) -> Result<Report, StartError> {
     } else {
         Lab::Off
     };
-    let server = Server::bind(options(config, logger), sample::router(lab))?.with_signals(signals);
-    server.run()
+    let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
+    server.with_signals(signals).run()
 }
 
 /// Waits for the log to be written, but not for a reader that does not read.

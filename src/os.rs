@@ -5,7 +5,9 @@
     reason = "system calls without a safe wrapper; each block says why it is sound"
 )]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes and FIN that the peer of a TCP socket has not acknowledged (`TIOCOUTQ`, `tcp(7)`: for TCP
 /// it counts from the oldest unacknowledged to the newest sequence number, and FIN takes one).
@@ -20,9 +22,14 @@ pub fn unacknowledged(socket: &impl AsFd) -> Option<usize> {
 }
 
 /// Whether an accept failed because descriptors or memory ran out: the connection is still queued.
-pub fn is_exhausted(error: &std::io::Error) -> bool {
+pub fn is_exhausted(error: &io::Error) -> bool {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     error.raw_os_error().is_some_and(|code| exhausted.contains(&code))
+}
+
+/// Whether something failed because a descriptor is not open.
+pub fn is_bad_descriptor(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADF)
 }
 
 /// How many descriptors this process may have open: the soft `RLIMIT_NOFILE`.
@@ -44,42 +51,118 @@ pub fn trim_memory() {
 }
 
 /// Has the kernel drop, without an answer, every SYN for a listening TCP socket; handshakes that
-/// have
-/// begun are completed. A classic BPF program on the socket (`socket(7)`, `SO_ATTACH_FILTER`): it
-/// sees each segment from its TCP header on, whose byte 13 holds the flags (RFC 9293, 3.1).
+/// have begun are completed. A classic BPF program on the socket (`socket(7)`, `SO_ATTACH_FILTER`):
+/// it sees each segment from its TCP header on, whose byte 13 holds the flags (RFC 9293, 3.1).
 ///
 /// # Errors
 /// `EPERM` on kernels that ask for a privilege here.
-pub fn drop_syns(listener: &impl AsFd) -> std::io::Result<()> {
+pub fn drop_syns(listener: &impl AsFd) -> io::Result<()> {
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
     const SYN_ACK: u32 = 0x12;
     const ALL: u32 = u32::MAX;
-    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: u16::try_from(code).expect("BPF codes have 16 bits"),
-        jt,
-        jf,
-        k,
-    };
-    let mut program = [
+    let program = [
         step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS),
         step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN_ACK),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, ALL),
     ];
-    let attached = libc::sock_fprog { len: 5, filter: program.as_mut_ptr() };
+    attach(listener, libc::SO_ATTACH_FILTER, program)
+}
+
+/// Has the kernel give new connections to a successor on the same port.
+///
+/// The TCP sockets that listen on one port with `SO_REUSEPORT` are numbered in the order in which
+/// they began to: ours, `sockets` of them, then the successor's. A classic BPF program of the whole
+/// group (`socket(7)`, `SO_ATTACH_REUSEPORT_CBPF`) answers each SYN with the number of the socket
+/// that gets it: here a random one of the `sockets` behind ours. A number that no socket has leaves
+/// the choice to the kernel's hash over all of them, as if there were no program: so without a
+/// successor nothing changes. No privilege is needed. The program stays with the group when this
+/// process is gone: a third generation gets every new connection from its first moment on.
+///
+/// # Errors
+/// `EINVAL` for a socket without `SO_REUSEPORT`.
+pub fn steer_to_successor(listener: &impl AsFd, sockets: u32) -> io::Result<()> {
+    let random = libc::SKF_AD_OFF + libc::SKF_AD_RANDOM;
+    let program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, random.cast_unsigned()),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, sockets.max(1)),
+        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, 0, 0, sockets),
+        step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
+    ];
+    attach(listener, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    let code = u16::try_from(code).expect("BPF codes have 16 bits");
+    libc::sock_filter { code, jt, jf, k }
+}
+
+fn attach<const LEN: usize>(
+    socket: &impl AsFd,
+    option: libc::c_int,
+    mut program: [libc::sock_filter; LEN],
+) -> io::Result<()> {
+    let len = u16::try_from(LEN).expect("a program of ours has a handful of instructions");
+    let attached = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).expect("16 bytes");
     // SAFETY: the kernel copies the program of `len` instructions behind the pointer during the
     // call, and both live that long; the descriptor is open because it is borrowed.
     let result = unsafe {
         libc::setsockopt(
-            listener.as_fd().as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            option,
             (&raw const attached).cast(),
             size,
         )
     };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether `fd` is open in this process.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD takes no pointer; of a descriptor that is not open it says so.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Makes the descriptors of `passed` ours, which the process that started this one passed on and
+/// said so (`sd_listen_fds(3)`: `LISTEN_PID` is our process id). Each is looked at by `check`
+/// before. Works once in the life of a process.
+///
+/// # Errors
+/// When it was called before. Those of `check`, with the descriptor.
+pub fn adopt<E>(
+    passed: impl Iterator<Item = RawFd>,
+    check: impl Fn(BorrowedFd<'_>) -> Result<(), E>,
+) -> Result<Vec<(RawFd, OwnedFd)>, Adopting<E>> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.swap(true, Ordering::Relaxed) {
+        return Err(Adopting::Again);
+    }
+    let adopt_one = |fd| {
+        if !is_open(fd) {
+            return Err(Adopting::Closed(fd));
+        }
+        // SAFETY: it is open, and nothing closes it during the look: what was passed on belongs to
+        // nobody in this process before it is adopted.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        check(borrowed).map_err(|error| Adopting::Unfit(fd, error))?;
+        // SAFETY: it is open, and what was passed on to this process is owned by nobody in it;
+        // that it gets only one owner here is what the switch above is for.
+        Ok((fd, unsafe { OwnedFd::from_raw_fd(fd) }))
+    };
+    passed.map(adopt_one).collect()
+}
+
+/// Why descriptors were not adopted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adopting<E> {
+    /// They have an owner: this is not the first call.
+    Again,
+    /// This one is not open.
+    Closed(RawFd),
+    /// This one is not what was expected.
+    Unfit(RawFd, E),
 }

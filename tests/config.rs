@@ -218,6 +218,8 @@ fn the_environments_port_changes_the_port_alone() {
     assert_eq!(listen(&site()), ("127.0.0.1:3000".to_owned(), by_port.clone()));
     let of_file = site().settings("listen = '[::]:1,unix:/a'");
     assert_eq!(listen(&of_file), ("[::]:3000 unix:/a".to_owned(), by_port.clone()));
+    let of_inherited = site().settings("listen = 'systemd,[::]:1'");
+    assert_eq!(listen(&of_inherited), ("systemd [::]:3000".to_owned(), by_port.clone()));
     let of_variable = site().env("LISTEN", "0.0.0.0:1");
     assert_eq!(listen(&of_variable), ("0.0.0.0:3000".to_owned(), by_port));
     let of_flag = site().args("--listen 0.0.0.0:1");

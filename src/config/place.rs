@@ -28,7 +28,11 @@ impl Kind for At {
 
     fn read(&self, input: &Input) -> Result<Address, String> {
         let text = input.scalar().ok_or_else(|| self.refusal())?;
-        text.parse().map_err(|error: AddressError| error.to_string())
+        match text.parse().map_err(|error: AddressError| error.to_string())? {
+            // They are the public ones.
+            Address::Inherited => Err(self.refusal()),
+            address => Ok(address),
+        }
     }
 
     fn write(&self, value: &Address) -> String {
@@ -42,8 +46,8 @@ pub(super) struct Addresses;
 impl Describe for Addresses {
     fn expected(&self) -> String {
         format!(
-            "1 to {ADDRESSES_MAX} addresses such as 127.0.0.1:8080, [::]:8080 or unix:/path, \
-             separated by commas"
+            "1 to {ADDRESSES_MAX} addresses such as 127.0.0.1:8080, [::]:8080, unix:/path or \
+             systemd, separated by commas"
         )
     }
 

@@ -143,8 +143,9 @@ const FORMATS: Choice<LogFormat> =
 
 keys! {
     Server {
-        /// Where to serve: TCP addresses and unix sockets. `PORT` in the environment changes the
-        /// port alone of every TCP address here, unless the flag gives them.
+        /// Where to serve: TCP addresses, unix sockets, and `systemd` for the sockets that
+        /// `LISTEN_FDS` passes on. `PORT` in the environment changes the port alone of every TCP
+        /// address here, unless the flag gives them.
         listen: Vec<Address> = "127.0.0.1:8080" in Addresses;
 
         /// Where health and metrics are shown to operators; `off` for nowhere.

@@ -6,8 +6,9 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::socket::{Peer, Stream, Transport};
@@ -41,6 +42,10 @@ pub trait Acceptor {
     /// Leaves the queue alone for a while.
     fn pause(&mut self, now: Instant);
 
+    /// The way out begins: has clients go elsewhere, where that can be arranged, and says what is
+    /// left to do.
+    fn retire(&mut self) -> Farewell;
+
     /// Has the kernel drop SYNs from now on, where the process may: handshakes that have begun are
     /// completed, and clients that come later are refused once the socket is closed (they ask again
     /// after a second), instead of being reset after having sent a request.
@@ -54,9 +59,20 @@ pub trait Acceptor {
     fn accept(&mut self, now: Instant) -> Accepted<Self::Stream>;
 }
 
-/// A listening socket of one worker.
+/// What is to be done with a listener on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Its queue ends with it: empty it, then close it.
+    EmptyQueue,
+    /// Another process has the socket as well, and will accept what is queued: close it.
+    Close,
+}
+
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
+    /// Before `inner`: a file is removed while its inode is still in use, by which it is known.
+    origin: Origin,
     inner: Inner,
     /// Whether the queue may hold connections: set by events, cleared when accept would block.
     /// Edge-triggered, so an accept that failed for want of descriptors leaves it set.
@@ -72,8 +88,62 @@ pub struct Listener {
 #[derive(Debug)]
 enum Inner {
     Tcp(mio::net::TcpListener),
-    /// With the file that is removed in the end.
-    Unix(mio::net::UnixListener, PathBuf),
+    Unix(mio::net::UnixListener),
+}
+
+/// How a listener came to be, which decides how it leaves.
+#[derive(Debug)]
+pub enum Origin {
+    /// A TCP socket that no other process has, on a port of its own.
+    Alone,
+    /// One of this many TCP sockets of this process on a port that a successor may bind as well.
+    Shared(u32),
+    /// A unix socket that was bound to this file.
+    File(SocketFile),
+    /// Passed on by a process that keeps it.
+    Inherited,
+}
+
+/// The file of a unix socket, removed when it is dropped, and never another's: one that has taken
+/// its place by then stays.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode. The kernel does not use an inode again while a socket is bound to it.
+    /// `None` once it is removed.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// The file at `path`, to which a socket has just been bound.
+    ///
+    /// # Errors
+    /// Those of `lstat(2)`.
+    pub fn bound(path: PathBuf) -> io::Result<SocketFile> {
+        let identity = Some(identity(&path)?);
+        Ok(SocketFile { path, identity })
+    }
+
+    /// Removes it, once: the next socket there may have the same inode.
+    fn remove(&mut self) {
+        if let Some(ours) = self.identity.take()
+            && identity(&self.path).is_ok_and(|there| there == ours)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            let path = self.path.display();
+            log::warn!(event_type = "socket_not_removed", path:% = path; "cannot remove: {error}");
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// What one attempt to accept brought.
@@ -93,30 +163,42 @@ impl Listener {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn tcp(socket: TcpListener, registrar: &Registrar, key: Key) -> io::Result<Listener> {
+    pub fn tcp(
+        socket: TcpListener,
+        origin: Origin,
+        registrar: &Registrar,
+        key: Key,
+    ) -> io::Result<Listener> {
         let mut tcp = mio::net::TcpListener::from_std(socket);
         registrar.watch(&mut tcp, key)?;
-        Ok(Listener::new(Inner::Tcp(tcp)))
+        Ok(Listener::new(Inner::Tcp(tcp), origin))
     }
 
-    /// As [`tcp`](Listener::tcp); removes `path` when it is dropped.
+    /// As [`tcp`](Listener::tcp).
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn unix(
         socket: UnixListener,
-        path: PathBuf,
+        origin: Origin,
         registrar: &Registrar,
         key: Key,
     ) -> io::Result<Listener> {
         let mut unix = mio::net::UnixListener::from_std(socket);
         registrar.watch(&mut unix, key)?;
-        Ok(Listener::new(Inner::Unix(unix, path)))
+        Ok(Listener::new(Inner::Unix(unix), origin))
     }
 
-    fn new(inner: Inner) -> Listener {
-        // The queue may have filled before epoll knew of the socket.
-        Listener { inner, ready: true, paused_until: None, complained: None, drops_syns: false }
+    fn new(inner: Inner, origin: Origin) -> Listener {
+        Listener {
+            origin,
+            inner,
+            // The queue may have filled before epoll knew of the socket.
+            ready: true,
+            paused_until: None,
+            complained: None,
+            drops_syns: false,
+        }
     }
 }
 
@@ -148,23 +230,44 @@ impl Acceptor for Listener {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
+    fn retire(&mut self) -> Farewell {
+        match (&mut self.origin, &self.inner) {
+            (Origin::Inherited, _) => return Farewell::Close,
+            // A client that comes now is refused by the file system, and no handshake is cut short:
+            // connect(2) to a unix socket queues or fails.
+            (Origin::File(file), _) => file.remove(),
+            (Origin::Shared(sockets), Inner::Tcp(tcp)) => {
+                if let Err(error) = crate::os::steer_to_successor(tcp, *sockets) {
+                    log::warn!(
+                        event_type = "steering_failed";
+                        "cannot steer new connections to a successor: {error}"
+                    );
+                }
+            }
+            (Origin::Alone | Origin::Shared(_), _) => {}
+        }
+        Farewell::EmptyQueue
+    }
+
+    /// Of a port that a successor has as well: it gets the SYNs by then, so that none is dropped
+    /// here. Without a successor the steering changed nothing, and this is the listener alone.
     fn drop_syns(&mut self) {
-        if let Inner::Tcp(tcp) = &self.inner {
+        if let Inner::Tcp(tcp) = &self.inner
+            && !self.drops_syns
+        {
             self.drops_syns = crate::os::drop_syns(tcp).is_ok();
         }
     }
 
     fn turn_away(&mut self) {
-        if !self.drops_syns {
-            self.drop_syns();
-        }
+        self.drop_syns();
         match &self.inner {
             Inner::Tcp(tcp) if !self.drops_syns => {
                 // A failure leaves the queue as it is: the gap is then a little wider.
                 let _unchanged = socket2::SockRef::from(tcp).listen(0);
             }
-            // Other workers share the queue of a unix socket: it is closed with the last of them.
-            Inner::Tcp(_) | Inner::Unix(..) => {}
+            // Nothing finds a unix socket any more whose file is gone.
+            Inner::Tcp(_) | Inner::Unix(_) => {}
         }
         self.ready = true;
         self.paused_until = None;
@@ -175,7 +278,7 @@ impl Acceptor for Listener {
             Inner::Tcp(tcp) => {
                 tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
             }
-            Inner::Unix(unix, _) => {
+            Inner::Unix(unix) => {
                 unix.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::LOCAL))
             }
         };
@@ -199,15 +302,6 @@ impl Acceptor for Listener {
             // ECONNABORTED, EPROTO and the network errors that accept(2) passes on concern the one
             // connection; EINTR nothing at all.
             Err(_) => Accepted::Gone,
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Inner::Unix(_, path) = &self.inner {
-            // Every worker tries, the first succeeds.
-            let _removed = std::fs::remove_file(path);
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Where a listener stands: a TCP address or the path of a unix socket.
+//! Where a listener stands: a TCP address, the path of a unix socket, or wherever another process
+//! has put it.
 //!
-//! The text forms are those of the key `listen`: `127.0.0.1:8080`, `[::]:8080`, `unix:/path`. What
-//! [`Address`] displays it also parses, to an equal value. Names are never looked up: a server
-//! whose start depends on a resolver can come up on another interface than yesterday, or not at
-//! all, so a host name is refused with a sentence that says what to write instead.
+//! The text forms are those of the key `listen`: `127.0.0.1:8080`, `[::]:8080`, `unix:/path`,
+//! `systemd`. What [`Address`] displays it also parses, to an equal value. Names are never looked
+//! up: a server whose start depends on a resolver can come up on another interface than yesterday,
+//! or not at all, so a host name is refused with a sentence that says what to write instead.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -19,6 +20,9 @@ pub enum Address {
     /// `sockaddr_un` holds), without commas (they part the addresses of a list) and without
     /// control characters.
     Unix(PathBuf),
+    /// Wherever the sockets listen that another process has bound and passed on: `systemd`. See
+    /// [`inherited_listeners`](crate::inherited_listeners).
+    Inherited,
 }
 
 impl Address {
@@ -27,7 +31,7 @@ impl Address {
     pub fn is_same_place(&self, other: &Self) -> bool {
         match self {
             Self::Tcp(address) => self == other && address.port() != 0,
-            Self::Unix(_) => self == other,
+            Self::Unix(_) | Self::Inherited => self == other,
         }
     }
 }
@@ -39,6 +43,7 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "{UNIX_PREFIX}{}", path.display()),
+            Self::Inherited => f.write_str(INHERITED),
         }
     }
 }
@@ -54,6 +59,9 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix(UNIX_PREFIX) {
             return unix(path);
         }
+        if text == INHERITED {
+            return Ok(Self::Inherited);
+        }
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
@@ -67,8 +75,6 @@ impl FromStr for Address {
 pub enum AddressError {
     /// A name where the IP address belongs, such as `localhost:8080`.
     HostName,
-    /// `systemd`: sockets passed on by the parent process.
-    Inherited,
     /// An IPv6 address without brackets, so that its port can not be told from its last group.
     NoBrackets,
     /// An IP address alone.
@@ -97,7 +103,6 @@ impl fmt::Display for AddressError {
                     "the path is too long: expected at most {UNIX_PATH_BYTES_MAX} bytes after unix:"
                 );
             }
-            Self::Inherited => "inherited sockets are not supported: ",
             Self::NoBrackets => "an IPv6 address before a port stands in brackets: ",
             Self::NoPort => "the port is missing: ",
             Self::Port => "the port is not a number from 0 to 65535: ",
@@ -122,9 +127,6 @@ fn unix(path: &str) -> Result<Address, AddressError> {
 
 /// The most helpful thing to say of a text that no parser took.
 fn diagnose(text: &str) -> AddressError {
-    if text == "systemd" {
-        return AddressError::Inherited;
-    }
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         // `::1:8080` is an address of its own, yet whoever wrote it most likely meant a port.
@@ -151,6 +153,8 @@ fn looks_like_a_name(host: &str) -> bool {
 
 const UNIX_PREFIX: &str = "unix:";
 
+const INHERITED: &str = "systemd";
+
 /// The kernel's `sun_path` holds 108 bytes, the last of them NUL (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
@@ -168,6 +172,7 @@ mod tests {
             "[fe80::1%2]:80",
             "unix:/run/ebbtide.sock",
             "unix:/run/with space:and=signs",
+            "systemd",
         ] {
             let address: Address = text.parse().expect("a good address");
             assert_eq!(address.to_string(), text);
@@ -183,7 +188,7 @@ mod tests {
             ("localhost:8080", AddressError::HostName),
             ("localhost", AddressError::Form),
             ("my-host.example:http", AddressError::HostName),
-            ("systemd", AddressError::Inherited),
+            ("Systemd", AddressError::Form),
             ("::1:8080", AddressError::NoBrackets),
             ("2001:db8:0:0:0:0:0:1:8080", AddressError::NoBrackets),
             ("127.0.0.1", AddressError::NoPort),
@@ -212,11 +217,6 @@ mod tests {
             error.to_string(),
             "a host name is not looked up: expected an IP address such as 127.0.0.1:8080"
         );
-        let error = "systemd".parse::<Address>().expect_err("inherited");
-        assert_eq!(
-            error.to_string(),
-            "inherited sockets are not supported: expected 127.0.0.1:8080, [::]:8080 or unix:/path"
-        );
     }
 
     #[test]
@@ -229,5 +229,6 @@ mod tests {
         assert!(!same("127.0.0.1:0", "127.0.0.1:0"));
         assert!(!same("127.0.0.1:8080", "127.0.0.2:8080"));
         assert!(same("unix:/a", "unix:/a"));
+        assert!(same("systemd", "systemd"));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::dealer::Dealer;
 use super::endpoint::{Command, Endpoint, grace};
 use super::handle::GracefulShutdown;
 use super::holders::Inquiry;
@@ -75,6 +76,8 @@ pub struct Control {
     pub admin: Option<Endpoint>,
     /// `Some` with `workers = 0`.
     pub public: Option<Endpoint>,
+    /// `Some` when workers get connections from a queue that they share.
+    pub dealer: Option<Dealer>,
     pub workers: Vec<WorkerView>,
     pub status: Arc<Status>,
     pub handle: GracefulShutdown,
@@ -227,6 +230,9 @@ impl Control {
     }
 
     fn command(&mut self, command: Command, now: Instant) {
+        if let Some(dealer) = &mut self.dealer {
+            dealer.obey(command, now);
+        }
         for worker in &self.workers {
             if let Some(mailbox) = &worker.mailbox {
                 mailbox.post(WorkerMail::Order(command));
@@ -309,6 +315,9 @@ impl Control {
     /// A server without one of its workers is no server: its share of the connections is gone.
     fn worker_lost(&mut self, index: usize, now: Instant) {
         self.workers[index].is_lost = true;
+        if let Some(dealer) = &mut self.dealer {
+            dealer.lose(index);
+        }
         if self.drain.phase() == Phase::Running {
             "a lost worker".clone_into(&mut self.reason);
             self.feed(now, Input::Signal(Signal::Terminate));
@@ -367,14 +376,17 @@ impl Control {
 
 impl Host for Control {
     fn is_busy(&self) -> bool {
-        self.verdict.is_some() || self.endpoints().any(Endpoint::is_busy)
+        self.verdict.is_some()
+            || self.endpoints().any(Endpoint::is_busy)
+            || self.dealer.as_ref().is_some_and(Dealer::is_busy)
     }
 
     fn deadline(&self) -> Option<Instant> {
         let endpoints = self.endpoints().filter_map(Endpoint::deadline).min();
+        let dealer = self.dealer.as_ref().and_then(Dealer::deadline);
         let own = self.next_tick.min(self.next_look);
         let shutdown = earliest(self.drain.deadline(), self.cleanup.deadline());
-        earliest(earliest(Some(own), shutdown), endpoints)
+        earliest(earliest(Some(own), shutdown), earliest(endpoints, dealer))
     }
 
     fn ready(&mut self, key: Key, readiness: Readiness) {
@@ -383,6 +395,9 @@ impl Host for Control {
             if endpoint.owns(key) {
                 endpoint.ready(key, readiness);
             }
+        }
+        if let Some(dealer) = &mut self.dealer {
+            dealer.ready(key);
         }
     }
 
@@ -429,6 +444,9 @@ impl Host for Control {
     fn work(&mut self, now: Instant) {
         for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
             endpoint.work(now);
+        }
+        if let Some(dealer) = &mut self.dealer {
+            dealer.work(now);
         }
     }
 

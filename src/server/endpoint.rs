@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::holders::HOLDS_MAX;
 use super::listener::Bound;
@@ -18,7 +18,7 @@ use crate::http::hold::Hold;
 use crate::http::site::{Grace, Mode, Site};
 use crate::http::wire::Loan;
 use crate::ledger::{ConnectionOutcome, ConnectionState};
-use crate::reactor::listener::{Accepted, Acceptor, Listener};
+use crate::reactor::listener::{Acceptor, Listener};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::slots::{Slots, Token};
 use crate::reactor::socket::{Peer, Readiness, Stream, Transport};
@@ -33,8 +33,9 @@ pub struct Endpoint<L: Acceptor = Listener> {
     remote: Arc<Remote>,
     registrar: L::Registrar,
     capacity: Arc<Capacity>,
-    listeners: Vec<L>,
-    retiring: Retiring,
+    entrance: Entrance<L>,
+    /// Whether connections may come that control has accepted.
+    is_dealt_to: bool,
     slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
@@ -60,31 +61,6 @@ struct Slot<S: Transport + 'static> {
     queued: bool,
 }
 
-/// How far the listeners are on their way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Retiring {
-    No,
-    /// Accepting until the queue is empty.
-    Sweeping,
-    /// Empty once; the queue is looked at again at this instant, and then closed.
-    Settling(Instant),
-    /// The listeners are closed.
-    Done,
-}
-
-/// How many connections the process takes.
-#[derive(Debug)]
-pub struct Capacity {
-    open: AtomicUsize,
-    max: usize,
-}
-
-impl Capacity {
-    pub fn new(max: usize) -> Arc<Capacity> {
-        Arc::new(Capacity { open: AtomicUsize::new(0), max })
-    }
-}
-
 /// What control tells its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -95,6 +71,8 @@ pub enum Command {
     Cancel,
     Refuse,
     Cut,
+    /// Control's listeners are closed: no connection comes from there any more.
+    DealingDone,
     /// Tidy up the thread's heap: memory is going to be given back.
     Consolidate,
     /// End the thread.
@@ -108,8 +86,11 @@ impl Endpoint {
     /// [`StartError::Listen`].
     pub fn listen(&mut self, bound: Vec<Bound>) -> Result<(), StartError> {
         for bound in bound {
+            if let Some(company) = bound.company() {
+                self.entrance.join(company, &self.remote);
+            }
             let listener = bound.listen(&self.registrar, self.listener_key())?;
-            self.listeners.push(listener);
+            self.entrance.add(listener);
         }
         Ok(())
     }
@@ -128,8 +109,8 @@ impl<L: Acceptor> Endpoint<L> {
             remote,
             registrar,
             capacity,
-            listeners: Vec::new(),
-            retiring: Retiring::No,
+            entrance: Entrance::default(),
+            is_dealt_to: false,
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
             runnable: VecDeque::new(),
@@ -142,7 +123,12 @@ impl<L: Acceptor> Endpoint<L> {
 
     /// The key of the next listener.
     fn listener_key(&self) -> Key {
-        Key::new(self.space + 1, Token::from_bits(self.listeners.len() as u64))
+        Key::new(self.space + 1, Token::from_bits(self.entrance.len() as u64))
+    }
+
+    /// Has it wait for [`Command::DealingDone`] before it is quiet.
+    pub fn expect_dealing(&mut self) {
+        self.is_dealt_to = true;
     }
 
     /// Whether `key` is of one of its spaces.
@@ -152,9 +138,7 @@ impl<L: Acceptor> Endpoint<L> {
 
     pub fn ready(&mut self, key: Key, readiness: Readiness) {
         if key.space() != self.space {
-            if let Some(listener) = self.listeners.get_mut(key.token().index() as usize) {
-                listener.announce();
-            }
+            self.entrance.ready(key.token().index());
             return;
         }
         let Some(slot) = self.slots.get_mut(key.token()) else { return };
@@ -169,21 +153,14 @@ impl<L: Acceptor> Endpoint<L> {
     }
 
     pub fn is_busy(&self) -> bool {
-        !self.runnable.is_empty()
-            || self.retiring == Retiring::Sweeping
-            || self.listeners.iter().any(|listener| listener.is_ready(self.site.now.get()))
+        !self.runnable.is_empty() || self.entrance.is_busy(self.site.now.get())
     }
 
     pub fn deadline(&self) -> Option<Instant> {
         let wheel = self.wheel.next().map(|tick| self.wheel.instant_of(tick));
-        let paused = self.listeners.iter().filter_map(L::deadline).min();
-        let settling = match self.retiring {
-            Retiring::Settling(at) => Some(at),
-            Retiring::No | Retiring::Sweeping | Retiring::Done => None,
-        };
         let flush =
             self.site.metrics.borrow().is_dirty().then(|| self.flushed + METRICS_FLUSH_INTERVAL);
-        earliest(earliest(wheel, paused), earliest(settling, flush))
+        earliest(earliest(wheel, self.entrance.deadline()), flush)
     }
 
     pub fn expire(&mut self, now: Instant) {
@@ -200,11 +177,6 @@ impl<L: Acceptor> Endpoint<L> {
             }
         }
         self.due = due;
-        if let Retiring::Settling(at) = self.retiring
-            && now >= at
-        {
-            self.retiring = Retiring::Sweeping;
-        }
     }
 
     /// Accepts, then runs what is runnable: each connection at most once.
@@ -232,9 +204,10 @@ impl<L: Acceptor> Endpoint<L> {
         }
     }
 
-    /// Whether its listeners are retired and its connections gone.
+    /// Whether its listeners are retired and its connections gone, those included that control has
+    /// accepted for it.
     pub fn is_quiet(&self) -> bool {
-        self.retiring == Retiring::Done && self.slots.is_empty()
+        self.entrance.is_closed() && !self.is_dealt_to && self.slots.is_empty()
     }
 
     /// Does what control says.
@@ -245,15 +218,13 @@ impl<L: Acceptor> Endpoint<L> {
             Command::Resume => self.enter(Mode::Serving),
             Command::Drain(grace) => {
                 self.enter(Mode::Draining { since: now, grace: self.spread(grace) });
-                if self.retiring == Retiring::No {
-                    self.retiring = Retiring::Sweeping;
-                    self.listeners.iter_mut().for_each(L::announce);
-                }
+                self.entrance.retire(now);
                 self.run_all(Connection::recheck);
             }
             Command::Cancel => {
                 self.enter(Mode::Cancelling);
                 self.site.shutdown.cancel();
+                self.entrance.hurry(now);
                 self.run_all(Connection::recheck);
             }
             Command::Refuse => {
@@ -261,8 +232,7 @@ impl<L: Acceptor> Endpoint<L> {
                 self.run_all(Connection::refuse);
             }
             Command::Cut => {
-                self.listeners.clear();
-                self.retiring = Retiring::Done;
+                self.entrance.cut();
                 let tokens: Vec<Token> = self.slots.tokens().collect();
                 for token in tokens {
                     if let Some(slot) = self.slots.get_mut(token) {
@@ -271,6 +241,7 @@ impl<L: Acceptor> Endpoint<L> {
                     }
                 }
             }
+            Command::DealingDone => self.is_dealt_to = false,
             Command::Consolidate => consolidate_heap(),
             Command::Leave => {}
         }
@@ -319,89 +290,19 @@ impl<L: Acceptor> Endpoint<L> {
     }
 
     fn accept(&mut self, now: Instant) {
-        let mut budget = ACCEPTS_PER_TURN;
-        let mut is_empty = true;
-        let mut listeners = std::mem::take(&mut self.listeners);
-        for listener in &mut listeners {
-            while listener.is_ready(now) {
-                if budget == 0 || !self.has_room() {
-                    is_empty = false;
-                    if budget > 0 {
-                        listener.pause(now);
-                    }
-                    break;
-                }
-                match listener.accept(now) {
-                    Accepted::Connection(stream, peer) => self.open(stream, peer),
-                    Accepted::Nothing => break,
-                    Accepted::Gone => {}
-                    Accepted::Exhausted => is_empty = false,
-                }
-                budget -= 1;
-            }
-        }
-        self.listeners = listeners;
-        match self.retiring {
-            Retiring::Sweeping if is_empty || self.has_swept_enough(now) => self.retire(now),
-            Retiring::No | Retiring::Sweeping | Retiring::Settling(_) | Retiring::Done => {}
-        }
+        let mut entrance = std::mem::take(&mut self.entrance);
+        let capacity = Arc::clone(&self.capacity);
+        entrance.accept(now, &capacity, |stream, peer, seat| self.open(stream, peer, seat));
+        self.entrance = entrance;
     }
 
-    /// Whether clients reconnect faster than this server accepts: the queue would never be empty.
-    fn has_swept_enough(&self, now: Instant) -> bool {
-        match self.site.mode.get() {
-            Mode::Draining { since, .. } => now >= since + LISTENER_SWEEP_MAX,
-            _ => true,
-        }
+    /// Takes a connection that control has accepted.
+    pub fn take(&mut self, stream: L::Stream, peer: Peer, seat: Seat, now: Instant) {
+        self.site.now.set(now);
+        self.open(stream, peer, seat);
     }
 
-    /// The queues are empty: wait for stragglers once, then close.
-    ///
-    /// What arrives between the last accept and the close is reset by the kernel. So while the
-    /// listener settles the kernel is told to drop SYNs, and the handshakes under way get the time
-    /// to end. Without the privilege for that it takes one connection at most after the last look,
-    /// however long the thread is kept from going on there.
-    fn retire(&mut self, now: Instant) {
-        let Mode::Draining { since, .. } = self.site.mode.get() else {
-            // Cancelling already: no time to settle.
-            self.close_listeners(now);
-            return;
-        };
-        if now >= since + LISTENER_SETTLE {
-            self.close_listeners(now);
-        } else {
-            self.retiring = Retiring::Settling(since + LISTENER_SETTLE);
-            for listener in &mut self.listeners {
-                listener.announce();
-                listener.drop_syns();
-            }
-        }
-    }
-
-    fn close_listeners(&mut self, now: Instant) {
-        let mut listeners = std::mem::take(&mut self.listeners);
-        for listener in &mut listeners {
-            listener.turn_away();
-            // What was queued by then, and at most one more.
-            while listener.is_ready(now) {
-                match listener.accept(now) {
-                    Accepted::Connection(stream, peer) => self.open(stream, peer),
-                    Accepted::Gone => {}
-                    Accepted::Nothing | Accepted::Exhausted => break,
-                }
-            }
-        }
-        drop(listeners);
-        self.retiring = Retiring::Done;
-    }
-
-    /// Whether another connection can be taken, if only to turn it away.
-    fn has_room(&self) -> bool {
-        self.capacity.open.load(Ordering::Relaxed) < self.capacity.max + SHEDDING_MAX
-    }
-
-    fn open(&mut self, mut stream: L::Stream, peer: Peer) {
-        let open = self.capacity.open.fetch_add(1, Ordering::Relaxed);
+    fn open(&mut self, mut stream: L::Stream, peer: Peer, seat: Seat) {
         self.site.ledger.opened();
         let token = self.slots.insert(Slot {
             // A placeholder's place is needed before the key is known: register, then store.
@@ -420,7 +321,7 @@ impl<L: Acceptor> Endpoint<L> {
         let site = Rc::clone(&self.site);
         let Some(slot) = self.slots.get_mut(token) else { return };
         slot.connection = Connection::accepted(stream, &site);
-        if open >= self.capacity.max {
+        if seat == Seat::Over {
             slot.connection.shed(&site);
         }
         // Runs once to file its deadline; costs no system call before readiness is announced.
@@ -480,8 +381,8 @@ impl<L: Acceptor> Endpoint<L> {
         self.wheel.cancel(token.index());
         self.site.ledger.closed(slot.booked, outcome);
         drop(slot);
-        self.capacity.open.fetch_sub(1, Ordering::Relaxed);
-        self.listeners.iter_mut().for_each(L::resume);
+        self.capacity.give_back();
+        self.entrance.resume();
     }
 }
 
@@ -525,18 +426,6 @@ pub fn grace(policy: &Policy, idle: crate::drain::Patience) -> Grace {
 
 /// No deadline. 13 years ahead as a tick: nothing else lies there.
 const NEVER: Tick = Tick(u32::MAX);
-
-/// Connections accepted in one turn; then those that are there get their turn.
-const ACCEPTS_PER_TURN: usize = 64;
-
-/// Connections over the limit that are told so at the same time; beyond, the queue waits.
-const SHEDDING_MAX: usize = 64;
-
-/// Between the two last looks into a listener's queue: longer than a handshake on a local network.
-const LISTENER_SETTLE: Duration = Duration::from_millis(5);
-
-/// How long a listener goes on accepting when its queue does not become empty.
-const LISTENER_SWEEP_MAX: Duration = Duration::from_millis(250);
 
 /// How stale the per-worker metrics may be.
 const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);

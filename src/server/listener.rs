@@ -4,19 +4,40 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::address::Address;
+use super::entrance::Company;
 use super::error::StartError;
-use crate::reactor::listener::Listener;
+use super::inherited::{self, InheritedListeners};
+use crate::reactor::listener::{Listener, Origin, SocketFile};
 use crate::reactor::turn::{Key, Registrar};
 
-/// A socket that is bound and not yet listening: the address is ours, clients are still refused.
+/// A socket that is bound and, if it is ours, not yet listening: the address is taken, clients are
+/// still refused.
 #[derive(Debug)]
 pub struct Bound {
+    /// Before `socket`, as in [`Listener`].
+    origin: Origin,
     socket: Socket,
     address: Address,
+    /// Those who share the port with a successor, once it comes.
+    company: Option<Arc<Company>>,
+}
+
+/// The sockets of a server.
+#[derive(Debug, Default)]
+pub struct AllBound {
+    /// For each worker its own.
+    pub own: Vec<Vec<Bound>>,
+    /// Those with one queue for all workers.
+    pub dealt: Vec<Bound>,
+    /// Where they are bound, in the order of the configuration: with the ports that the kernel
+    /// chose for port 0.
+    pub addresses: Vec<Address>,
 }
 
 /// Whether a second server of the same user may share the port.
@@ -28,39 +49,55 @@ pub enum PortUse {
     Shared,
 }
 
-impl Bound {
-    /// Binds one socket per worker to each of `addresses`.
+impl AllBound {
+    /// Binds to each of `addresses`.
     ///
-    /// Every worker has a socket of its own (`SO_REUSEPORT`: the kernel spreads connections over
-    /// them by a hash). That option would also let another process of the same user bind the port
-    /// unnoticed, so unless that is wanted a probe without the option must succeed first. For a
-    /// unix socket the workers share one queue.
+    /// Of TCP every worker has a socket of its own (`SO_REUSEPORT`: the kernel spreads connections
+    /// over them by a hash). That option would also let another process of the same user bind the
+    /// port unnoticed, so unless that is wanted a probe without the option must succeed first. A
+    /// unix socket has one queue, and so has an inherited one.
     ///
     /// # Errors
     /// [`StartError::Listen`], which names the address.
-    pub fn all(
+    pub fn bind(
         addresses: &[Address],
         workers: usize,
         port_use: PortUse,
-    ) -> Result<Vec<Vec<Bound>>, StartError> {
-        let mut per_worker: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
+        inherited: InheritedListeners,
+    ) -> Result<AllBound, StartError> {
+        let own = (0..workers).map(|_| Vec::new()).collect();
+        let mut all = AllBound { own, ..AllBound::default() };
+        let mut inherited = Some(inherited.into_sockets());
+        let company = (port_use == PortUse::Shared).then(|| Company::new(workers));
         for address in addresses {
-            let sockets = match address {
-                Address::Tcp(tcp) => bind_tcp(*tcp, workers, port_use),
-                Address::Unix(path) => bind_unix(path, workers),
+            let bound = match address {
+                Address::Tcp(tcp) => bind_tcp(*tcp, workers, company.as_ref()),
+                Address::Unix(path) => bind_unix(path).map(|bound| vec![bound]),
+                Address::Inherited => bind_inherited(inherited.take().unwrap_or_default()),
             };
-            let sockets = sockets
-                .map_err(|source| StartError::Listen { address: address.clone(), source })?;
-            for (worker, bound) in per_worker.iter_mut().zip(sockets) {
-                worker.push(bound);
+            let bound =
+                bound.map_err(|source| StartError::Listen { address: address.clone(), source })?;
+            if let Address::Tcp(_) = address {
+                all.addresses.extend(bound.last().map(|bound| bound.address.clone()));
+                all.own.iter_mut().zip(bound).for_each(|(worker, bound)| worker.push(bound));
+            } else {
+                all.addresses.extend(bound.iter().map(|bound| bound.address.clone()));
+                all.dealt.extend(bound);
             }
         }
-        Ok(per_worker)
+        Ok(all)
     }
 
-    /// Where it is bound: with the port that the kernel chose for port 0.
-    pub fn address(&self) -> &Address {
-        &self.address
+    /// Everything for one endpoint that accepts by itself.
+    pub fn into_one(mut self) -> Vec<Bound> {
+        self.own.drain(..).flatten().chain(self.dealt).collect()
+    }
+}
+
+impl Bound {
+    /// See the field.
+    pub fn company(&self) -> Option<Arc<Company>> {
+        self.company.clone()
     }
 
     /// Starts to listen.
@@ -68,24 +105,29 @@ impl Bound {
     /// # Errors
     /// Those of `listen(2)`: with `EADDRINUSE` another process was faster.
     pub fn listen(self, registrar: &Registrar, key: Key) -> Result<Listener, StartError> {
-        let address = self.address;
-        let fail = |source| StartError::Listen { address: address.clone(), source };
-        // A unix socket shared by all workers is set listening by the first; the rest confirm it.
-        self.socket.listen(BACKLOG).map_err(fail)?;
-        let listener = match &address {
-            Address::Tcp(_) => Listener::tcp(self.socket.into(), registrar, key),
-            Address::Unix(path) => {
-                let fd = OwnedFd::from(self.socket);
-                Listener::unix(fd.into(), path.clone(), registrar, key)
+        let Bound { origin, socket, address, company: _ } = self;
+        let listener = || {
+            if !matches!(origin, Origin::Inherited) {
+                socket.listen(BACKLOG)?;
+            }
+            if socket.domain()? == Domain::UNIX {
+                let socket = OwnedFd::from(socket);
+                Listener::unix(socket.into(), origin, registrar, key)
+            } else {
+                Listener::tcp(socket.into(), origin, registrar, key)
             }
         };
-        listener.map_err(fail)
+        listener().map_err(|source| StartError::Listen { address, source })
     }
 }
 
-fn bind_tcp(address: SocketAddr, workers: usize, port_use: PortUse) -> io::Result<Vec<Bound>> {
+fn bind_tcp(
+    address: SocketAddr,
+    workers: usize,
+    company: Option<&Arc<Company>>,
+) -> io::Result<Vec<Bound>> {
     let mut address = address;
-    if port_use == PortUse::Alone {
+    if company.is_none() {
         let probe = tcp_socket(address)?;
         probe.bind(&address.into())?;
         // Closed at once: it was not listening, so nothing is lost with it.
@@ -98,9 +140,29 @@ fn bind_tcp(address: SocketAddr, workers: usize, port_use: PortUse) -> io::Resul
         socket.bind(&address.into())?;
         // From the second worker on port 0 has become the port of the first.
         address = local_address(&socket, address);
-        bound.push(Bound { socket, address: Address::Tcp(address) });
+        let origin = match company {
+            Some(_) => Origin::Shared(u32::try_from(workers).unwrap_or(u32::MAX)),
+            None => Origin::Alone,
+        };
+        let address = Address::Tcp(address);
+        bound.push(Bound { origin, socket, address, company: company.cloned() });
     }
     Ok(bound)
+}
+
+fn bind_inherited(sockets: Vec<Socket>) -> io::Result<Vec<Bound>> {
+    if sockets.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no socket was passed on to this process: expected LISTEN_FDS with their number, \
+             and LISTEN_PID with the process id",
+        ));
+    }
+    let bound = |socket| {
+        let address = inherited::address(&socket);
+        Bound { origin: Origin::Inherited, socket, address, company: None }
+    };
+    Ok(sockets.into_iter().map(bound).collect())
 }
 
 fn local_address(socket: &Socket, fallback: SocketAddr) -> SocketAddr {
@@ -121,7 +183,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn bind_unix(path: &std::path::Path, workers: usize) -> io::Result<Vec<Bound>> {
+fn bind_unix(path: &Path) -> io::Result<Bound> {
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -140,17 +202,12 @@ fn bind_unix(path: &std::path::Path, workers: usize) -> io::Result<Vec<Bound>> {
         }
         Err(error) => return Err(error),
     }
-    let bound = |socket| Bound { socket, address: Address::Unix(path.to_owned()) };
-    let mut all = Vec::new();
-    for _ in 1..workers {
-        all.push(bound(socket.try_clone()?));
-    }
-    all.push(bound(socket));
-    Ok(all)
+    let origin = Origin::File(SocketFile::bound(path.to_owned())?);
+    Ok(Bound { origin, socket, address: Address::Unix(path.to_owned()), company: None })
 }
 
 /// connect(2) to a file that is no socket is refused as well: such a file is somebody's data.
-fn is_socket(path: &std::path::Path) -> bool {
+fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 

@@ -3,11 +3,14 @@
 mod address;
 mod closing;
 mod control;
+mod dealer;
 mod endpoint;
+mod entrance;
 mod error;
 mod handle;
 mod holders;
 mod hooks;
+mod inherited;
 mod listener;
 mod narrate;
 mod options;
@@ -24,15 +27,18 @@ use std::time::{Duration, SystemTime};
 
 pub use self::address::{Address, AddressError};
 use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
-use self::endpoint::{Capacity, Command, Endpoint};
+use self::dealer::Dealer;
+use self::endpoint::{Command, Endpoint};
+use self::entrance::Capacity;
 pub use self::error::StartError;
 use self::handle::Joined;
 pub use self::handle::{ActiveWork, GracefulShutdown, Snapshot};
-use self::listener::{Bound, PortUse};
+pub use self::inherited::{InheritedListeners, inherited_listeners};
+use self::listener::{AllBound, Bound, PortUse};
 pub use self::options::{HealthOn, Options, Workers};
 use self::site::SiteSetup;
 use self::trim::Trim;
-use self::worker::{PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
+use self::worker::{Dealing, PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
 use crate::app::admin;
 use crate::app::router::Router;
 use crate::app::status::Status;
@@ -50,9 +56,10 @@ use crate::signals::Signals;
 /// A server that holds its addresses and does not serve yet.
 pub struct Server {
     options: Options,
-    /// One set of sockets per worker.
-    bound: Vec<Vec<Bound>>,
-    admin_bound: Vec<Bound>,
+    bound: AllBound,
+    /// The public addresses as they are bound.
+    addresses: Vec<Address>,
+    admin_bound: AllBound,
     reactor: Reactor,
     mailbox: Mailbox<ControlMail>,
     signals: Option<Signals>,
@@ -69,14 +76,31 @@ impl Server {
     /// [`StartError::Listen`] names the address that is in use or not ours; [`StartError::System`]
     /// what else is missing.
     pub fn bind(options: Options, router: Router) -> Result<Server, StartError> {
+        Server::bind_inheriting(options, InheritedListeners::default(), router)
+    }
+
+    /// As [`bind`](Server::bind), with the sockets that [`Address::Inherited`] in
+    /// [`Options::listen`] stands for; they are closed if it is not there.
+    ///
+    /// What is queued in them is served at once. When the server shuts down it stops accepting from
+    /// them and closes its copies: what is queued then is for whoever shares them.
+    ///
+    /// # Errors
+    /// As [`bind`](Server::bind); also when `listen` has [`Address::Inherited`] and there are no
+    /// sockets.
+    pub fn bind_inheriting(
+        options: Options,
+        inherited: InheritedListeners,
+        router: Router,
+    ) -> Result<Server, StartError> {
         let reactor = Reactor::new()
             .map_err(|source| StartError::System { what: "open an epoll instance", source })?;
         let mailbox = Mailbox::new(Arc::clone(reactor.remote()));
         let port_use = if options.reuse_port { PortUse::Shared } else { PortUse::Alone };
         let workers = options.workers.count();
-        let bound = Bound::all(&options.listen, workers.max(1), port_use)?;
+        let bound = AllBound::bind(&options.listen, workers.max(1), port_use, inherited)?;
         let admin: Vec<Address> = options.admin_listen.iter().cloned().collect();
-        let admin_bound = Bound::all(&admin, 1, PortUse::Alone)?.pop().unwrap_or_default();
+        let admin_bound = AllBound::bind(&admin, 1, PortUse::Alone, InheritedListeners::default())?;
 
         let metrics = Metrics::new();
         let ledgers: Vec<Arc<Ledger>> = (0..workers.max(1)).map(|_| Arc::default()).collect();
@@ -107,6 +131,7 @@ impl Server {
             connections_max: options.connections_max(),
             signals: None,
             options,
+            addresses: bound.addresses.clone(),
             bound,
             admin_bound,
             reactor,
@@ -140,13 +165,12 @@ impl Server {
 
     /// The addresses it is bound to, with the ports that the kernel chose.
     pub fn addresses(&self) -> Vec<Address> {
-        let first = self.bound.first().map(Vec::as_slice).unwrap_or_default();
-        first.iter().map(|bound| bound.address().clone()).collect()
+        self.addresses.clone()
     }
 
     /// The admin listener's address.
     pub fn admin_address(&self) -> Option<Address> {
-        self.admin_bound.first().map(|bound| bound.address().clone())
+        self.admin_bound.addresses.first().cloned()
     }
 
     /// Serves until the shutdown is over, with control on the calling thread.
@@ -159,7 +183,7 @@ impl Server {
     pub fn run(mut self) -> Result<Report, StartError> {
         let blocking = Pool::new(self.options.blocking_threads);
         let capacity = Capacity::new(self.connections_max);
-        let listen = join(&self.addresses());
+        let listen = join(&self.addresses);
         let admin = self.admin_address().map_or("off".to_owned(), |address| address.to_string());
         let workers = self.options.workers.count();
         let entered = self.reactor.enter(blocking.clone());
@@ -201,6 +225,7 @@ impl Server {
             signals: self.signals.take(),
             admin: None,
             public: None,
+            dealer: None,
             workers: Vec::new(),
             status: Arc::clone(&self.status),
             handle: self.shutdown_handle(),
@@ -219,7 +244,7 @@ impl Server {
             let watched = self.reactor.watch(signals.source(), signals_key());
             watched.map_err(|source| StartError::System { what: "watch for signals", source })?;
         }
-        let bound = std::mem::take(&mut self.admin_bound);
+        let bound = std::mem::take(&mut self.admin_bound).into_one();
         if !bound.is_empty() {
             let site = SiteSetup {
                 limits: crate::http::Limits::default(),
@@ -259,14 +284,12 @@ impl Server {
         control: &mut Control,
         capacity: &Arc<Capacity>,
     ) -> Result<(), StartError> {
-        for ((site, pulse), bound) in
-            std::mem::take(&mut self.views).into_iter().zip(std::mem::take(&mut self.bound))
-        {
-            control.workers.push(view(&site, &pulse, None));
-            let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity))?;
-            public.listen(bound)?;
-            control.public = Some(public);
-        }
+        let bound = std::mem::take(&mut self.bound).into_one();
+        let Some((site, pulse)) = self.views.pop() else { return Ok(()) };
+        control.workers.push(view(&site, &pulse, None));
+        let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity))?;
+        public.listen(bound)?;
+        control.public = Some(public);
         Ok(())
     }
 
@@ -278,15 +301,16 @@ impl Server {
     ) -> Result<(), StartError> {
         let mut waiting = Vec::new();
         let views = std::mem::take(&mut self.views).into_iter();
-        for (index, ((site, pulse), bound)) in
-            views.zip(std::mem::take(&mut self.bound)).enumerate()
-        {
+        let AllBound { own, dealt, .. } = std::mem::take(&mut self.bound);
+        let dealing = if dealt.is_empty() { Dealing::No } else { Dealing::Yes };
+        for (index, ((site, pulse), bound)) in views.zip(own).enumerate() {
             let (sender, receiver) = mpsc::channel();
             let known = view(&site, &pulse, None);
             let setup = WorkerSetup {
                 index,
                 site,
                 bound,
+                dealing,
                 capacity: Arc::clone(capacity),
                 control: self.mailbox.clone(),
                 pulse,
@@ -305,7 +329,24 @@ impl Server {
             })?;
             control.workers.push(WorkerView { mailbox: Some(mailbox), ..known });
         }
+        if dealing == Dealing::Yes {
+            control.dealer = Some(self.dealer(control, dealt, capacity)?);
+        }
         Ok(())
+    }
+
+    fn dealer(
+        &self,
+        control: &Control,
+        dealt: Vec<Bound>,
+        capacity: &Arc<Capacity>,
+    ) -> Result<Dealer, StartError> {
+        let registrar = self
+            .reactor
+            .registrar()
+            .map_err(|source| StartError::System { what: "duplicate a descriptor", source })?;
+        let workers = control.workers.iter().filter_map(|worker| worker.mailbox.clone());
+        Dealer::listen(dealt, workers, Arc::clone(capacity), &registrar, self.reactor.now())
     }
 
     fn write_report(&self, report: &Report) {

@@ -8,33 +8,45 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::control::ControlMail;
-use super::endpoint::{Capacity, Command, Endpoint};
+use super::endpoint::{Command, Endpoint};
+use super::entrance::{Capacity, Seat};
 use super::error::StartError;
 use super::holders::Question;
 use super::listener::Bound;
 use super::site::SiteSetup;
 use crate::reactor::blocking::Pool;
 use crate::reactor::mailbox::Mailbox;
-use crate::reactor::socket::Readiness;
+use crate::reactor::socket::{Peer, Readiness, Stream};
 use crate::reactor::turn::{Host, Key, Reactor};
+
+/// What control sends a worker. In order: a connection that was accepted before a command is there
+/// when the command is obeyed.
+#[derive(Debug)]
+pub enum WorkerMail {
+    Order(Command),
+    /// One that control has accepted. No epoll knows of it yet.
+    Connection(Stream, Peer, Seat),
+    /// What are your connections doing?
+    Question(Question),
+}
 
 /// What a worker is made of, on its way to its thread.
 pub struct WorkerSetup {
     pub index: usize,
     pub site: SiteSetup,
     pub bound: Vec<Bound>,
+    pub dealing: Dealing,
     pub capacity: Arc<Capacity>,
     pub control: Mailbox<ControlMail>,
     pub pulse: Arc<Pulse>,
     pub blocking: Pool,
 }
 
-/// What control tells a worker.
-#[derive(Debug)]
-pub enum WorkerMail {
-    Order(Command),
-    /// What are your connections doing?
-    Question(Question),
+/// Whether control accepts connections for the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dealing {
+    No,
+    Yes,
 }
 
 /// Signs of life that a worker leaves for control.
@@ -131,6 +143,9 @@ impl Worker {
             registrar,
             setup.capacity,
         );
+        if setup.dealing == Dealing::Yes {
+            endpoint.expect_dealing();
+        }
         endpoint.listen(setup.bound)?;
         let worker = Worker {
             endpoint,
@@ -172,6 +187,9 @@ impl Host for Worker {
                 WorkerMail::Order(command) => {
                     self.is_leaving |= command == Command::Leave;
                     self.endpoint.obey(command, now);
+                }
+                WorkerMail::Connection(stream, peer, seat) => {
+                    self.endpoint.take(stream, peer, seat, now);
                 }
                 WorkerMail::Question(question) => question.answer(|| self.endpoint.holds(now)),
             }

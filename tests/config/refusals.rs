@@ -38,13 +38,13 @@ fn a_bad_value_in_the_file_is_named_with_its_line() {
             "a host name is not looked up: expected an IP address such as 127.0.0.1:8080",
         ),
         (
-            "listen = ['[::]:80', 'systemd']",
-            "\"systemd\": inherited sockets are not supported: \
-             expected 127.0.0.1:8080, [::]:8080 or unix:/path",
+            "listen = ['[::]:80', 'Systemd']",
+            "\"Systemd\": expected 127.0.0.1:8080, [::]:8080 or unix:/path",
         ),
+        ("admin_listen = 'systemd'", "expected \"off\" or 127.0.0.1:8080, [::]:8080 or unix:/path"),
         (
             "listen = []",
-            "expected 1 to 64 addresses such as 127.0.0.1:8080, [::]:8080 or unix:/path, \
+            "expected 1 to 64 addresses such as 127.0.0.1:8080, [::]:8080, unix:/path or systemd, \
              separated by commas",
         ),
         ("admin_listen = false", "expected \"off\" or 127.0.0.1:8080, [::]:8080 or unix:/path"),
@@ -160,7 +160,12 @@ fn keys_that_contradict_each_other_are_both_named() {
         "listen = \"[::]:1,unix:/a,[::]:1\" (flag --listen): \
          [::]:1 is there twice: expected it once"
     );
+    assert_eq!(
+        site().args("--listen systemd,systemd").refusal(),
+        "listen = \"systemd,systemd\" (flag --listen): systemd is there twice: expected it once"
+    );
     assert!(site().args("--listen [::]:0,[::]:0").try_load().is_ok());
+    assert!(site().args("--listen systemd,[::]:1,unix:/a").try_load().is_ok());
 }
 
 #[test]

@@ -211,7 +211,7 @@ pub fn options() -> Options {
 pub fn tcp(address: &Address) -> SocketAddr {
     match address {
         Address::Tcp(address) => *address,
-        Address::Unix(path) => panic!("a TCP address was expected, not {}", path.display()),
+        other => panic!("a TCP address was expected, not {other}"),
     }
 }
 

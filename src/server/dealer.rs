@@ -1,0 +1,141 @@
+//! Deals connections to the workers: those that come to a queue which all of them share.
+//!
+//! A unix socket has one queue, and so has an inherited socket. Workers that shared it would all be
+//! woken by each connection, and which of them gets it would be decided by who is quickest, which
+//! is who has least to do only now and then. So control accepts, and each worker in turn gets one
+//! as mail.
+//!
+//! Invariants: a connection has its [`Seat`] from the moment it is accepted; it is in the books
+//! from the moment its worker opens it. No connection comes after [`Command::DealingDone`], which
+//! each worker waits for before it says that it is quiet.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::endpoint::Command;
+use super::entrance::{Capacity, Entrance, Seat};
+use super::error::StartError;
+use super::listener::Bound;
+use super::worker::WorkerMail;
+use crate::reactor::mailbox::Mailbox;
+use crate::reactor::slots::Token;
+use crate::reactor::socket::{Peer, Stream};
+use crate::reactor::turn::{Key, Registrar};
+
+/// See the module's essay.
+#[derive(Debug)]
+pub struct Dealer {
+    entrance: Entrance,
+    capacity: Arc<Capacity>,
+    /// `None` in the place of a worker that is lost.
+    workers: Vec<Option<Mailbox<WorkerMail>>>,
+    /// Whose turn it is.
+    next: usize,
+    /// Whether the workers were told that nothing more comes.
+    has_said_done: bool,
+    /// Of the turn.
+    now: Instant,
+}
+
+impl Dealer {
+    /// Begins to listen. Last of all, when the workers are there.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`].
+    pub fn listen(
+        bound: Vec<Bound>,
+        workers: impl IntoIterator<Item = Mailbox<WorkerMail>>,
+        capacity: Arc<Capacity>,
+        registrar: &Registrar,
+        now: Instant,
+    ) -> Result<Dealer, StartError> {
+        let mut entrance = Entrance::default();
+        for bound in bound {
+            let token = Token::from_bits(entrance.len() as u64);
+            entrance.add(bound.listen(registrar, Key::new(DEALER_SPACE, token))?);
+        }
+        let workers = workers.into_iter().map(Some).collect();
+        Ok(Dealer { entrance, capacity, workers, next: 0, has_said_done: false, now })
+    }
+
+    /// Readiness came for `key`, which may be of another space.
+    pub fn ready(&mut self, key: Key) {
+        if key.space() == DEALER_SPACE {
+            self.entrance.ready(key.token().index());
+        }
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.entrance.is_busy(self.now)
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.entrance.deadline()
+    }
+
+    pub fn work(&mut self, now: Instant) {
+        self.now = now;
+        let Dealer { entrance, capacity, workers, next, .. } = self;
+        entrance.accept(now, capacity, |stream, peer, seat| {
+            if !deal(workers, next, (stream, peer, seat)) {
+                capacity.give_back();
+            }
+        });
+        self.say_done();
+    }
+
+    /// Does its part of what control tells the workers.
+    pub fn obey(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Drain(_) => self.entrance.retire(now),
+            Command::Cancel => self.entrance.hurry(now),
+            Command::Cut => self.entrance.cut(),
+            Command::Announce
+            | Command::Resume
+            | Command::Refuse
+            | Command::DealingDone
+            | Command::Consolidate
+            | Command::Leave => {}
+        }
+        self.say_done();
+    }
+
+    /// A worker's thread has ended by a fault of ours: the others get what it has not opened.
+    pub fn lose(&mut self, worker: usize) {
+        let Some(mailbox) = self.workers.get_mut(worker).and_then(Option::take) else { return };
+        while let Some(mail) = mailbox.take() {
+            if let WorkerMail::Connection(stream, peer, seat) = mail
+                && !deal(&self.workers, &mut self.next, (stream, peer, seat))
+            {
+                self.capacity.give_back();
+            }
+        }
+    }
+
+    fn say_done(&mut self) {
+        if self.entrance.is_closed() && !self.has_said_done {
+            self.has_said_done = true;
+            for mailbox in self.workers.iter().flatten() {
+                mailbox.post(WorkerMail::Order(Command::DealingDone));
+            }
+        }
+    }
+}
+
+/// Gives a connection to the next worker that is not lost. Closes it, and says so, when all are.
+fn deal(
+    workers: &[Option<Mailbox<WorkerMail>>],
+    next: &mut usize,
+    (stream, peer, seat): (Stream, Peer, Seat),
+) -> bool {
+    let (before, from) = workers.split_at(*next);
+    let mut in_turn = (*next..).zip(from).chain((0..).zip(before));
+    let chosen = in_turn.find_map(|(index, mailbox)| Some((index, mailbox.as_ref()?)));
+    let Some((index, mailbox)) = chosen else { return false };
+    *next = (index + 1) % workers.len();
+    mailbox.post(WorkerMail::Connection(stream, peer, seat));
+    true
+}
+
+/// The key space of its listeners.
+const DEALER_SPACE: u8 = 6;

@@ -1,0 +1,290 @@
+//! Where connections come in: the listeners of one reactor, and their way out.
+//!
+//! An endpoint has an entrance for the listeners of its worker, the dealer one for those that the
+//! workers share. While it is open it accepts, so many a turn and as long as there is room. Once it
+//! retires each listener leaves in its own way ([`Acceptor::retire`]): one whose queue lives on
+//! elsewhere is closed at once; the others are accepted from until nothing has come for
+//! [`LISTENER_SETTLE`], for [`LISTENER_SWEEP_MAX`] at most, and looked at once more before they are
+//! closed. What arrives between that look and the close is reset by the kernel.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::reactor::listener::{Accepted, Acceptor, Farewell, Listener};
+use crate::reactor::mailbox::Remote;
+use crate::reactor::socket::Peer;
+use crate::reactor::turn::earliest;
+
+/// See the module's essay.
+#[derive(Debug)]
+pub struct Entrance<L: Acceptor = Listener> {
+    listeners: Vec<L>,
+    stage: Stage,
+    /// Those who close their listeners together with this one.
+    company: Option<Arc<Company>>,
+}
+
+/// How far the listeners are on their way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Open,
+    Emptying {
+        /// When it is over, whatever comes.
+        until: Instant,
+        /// Since when nothing has come; `None` while the queues are not known to be empty.
+        empty_since: Option<Instant>,
+        /// Whether the company was told that these queues have been empty for long enough.
+        has_settled: bool,
+    },
+    Closed,
+}
+
+impl<L: Acceptor> Default for Entrance<L> {
+    fn default() -> Entrance<L> {
+        Entrance { listeners: Vec::new(), stage: Stage::Open, company: None }
+    }
+}
+
+impl<L: Acceptor> Entrance<L> {
+    /// How many listeners it has; also the number of the next one.
+    pub fn len(&self) -> usize {
+        self.listeners.len()
+    }
+
+    pub fn add(&mut self, listener: L) {
+        self.listeners.push(listener);
+    }
+
+    /// Has its listeners closed at the same time as those of `company`.
+    pub fn join(&mut self, company: Arc<Company>, remote: &Arc<Remote>) {
+        if self.company.is_none() {
+            company.join(remote);
+            self.company = Some(company);
+        }
+    }
+
+    /// Readiness came for listener `number`.
+    pub fn ready(&mut self, number: u32) {
+        if let Some(listener) = self.listeners.get_mut(number as usize) {
+            listener.announce();
+        }
+    }
+
+    /// A descriptor was freed.
+    pub fn resume(&mut self) {
+        self.listeners.iter_mut().for_each(L::resume);
+    }
+
+    pub fn is_busy(&self, now: Instant) -> bool {
+        self.listeners.iter().any(|listener| listener.is_ready(now))
+            || self.stage_ends().is_some_and(|at| now >= at)
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        earliest(self.listeners.iter().filter_map(L::deadline).min(), self.stage_ends())
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.stage == Stage::Closed
+    }
+
+    /// Begins the way out, unless it has begun.
+    pub fn retire(&mut self, now: Instant) {
+        if self.stage != Stage::Open {
+            return;
+        }
+        self.listeners.retain_mut(|listener| listener.retire() == Farewell::EmptyQueue);
+        if self.listeners.is_empty() {
+            self.stage = Stage::Closed;
+            return;
+        }
+        self.listeners.iter_mut().for_each(L::announce);
+        let until = now + LISTENER_SWEEP_MAX;
+        self.stage = Stage::Emptying { until, empty_since: None, has_settled: false };
+    }
+
+    /// No more time for stragglers: what is queued by then is accepted in this turn or never.
+    pub fn hurry(&mut self, now: Instant) {
+        if let Stage::Emptying { until, .. } = &mut self.stage {
+            *until = now.min(*until);
+        }
+    }
+
+    /// Closes the listeners with what is in their queues.
+    pub fn cut(&mut self) {
+        self.listeners.clear();
+        self.stage = Stage::Closed;
+    }
+
+    /// Accepts within the budget of a turn. What comes has its seat of `capacity`.
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        capacity: &Capacity,
+        mut take: impl FnMut(L::Stream, Peer, Seat),
+    ) {
+        let mut budget = ACCEPTS_PER_TURN;
+        let (mut is_empty, mut has_come) = (true, false);
+        for listener in &mut self.listeners {
+            while budget > 0 && listener.is_ready(now) {
+                if !capacity.has_room() {
+                    listener.pause(now);
+                    break;
+                }
+                budget -= 1;
+                match listener.accept(now) {
+                    Accepted::Connection(stream, peer) => {
+                        has_come = true;
+                        take(stream, peer, capacity.take());
+                    }
+                    Accepted::Nothing => break,
+                    Accepted::Gone | Accepted::Exhausted => {}
+                }
+            }
+            // Ready still: the budget is used up, or it pauses.
+            is_empty &= !listener.is_ready(now) && listener.deadline().is_none();
+        }
+        if self.is_to_close(now, is_empty, has_come) {
+            self.close(now, capacity, take);
+        }
+    }
+
+    /// Notes what this turn found on the way out, and says whether that is at its end.
+    fn is_to_close(&mut self, now: Instant, is_empty: bool, has_come: bool) -> bool {
+        let Stage::Emptying { until, empty_since, has_settled } = &mut self.stage else {
+            return false;
+        };
+        if !is_empty {
+            *empty_since = None;
+        } else if has_come || empty_since.is_none() {
+            *empty_since = Some(now);
+            // SYNs that are dropped are sent again, to whoever listens then.
+            self.listeners.iter_mut().for_each(L::drop_syns);
+        } else if !*has_settled && empty_since.is_some_and(|at| now >= at + LISTENER_SETTLE) {
+            *has_settled = true;
+            if let Some(company) = &self.company {
+                company.settle();
+            }
+        }
+        let has_company = |company: &Arc<Company>| company.has_settled();
+        now >= *until || (*has_settled && self.company.as_ref().is_none_or(has_company))
+    }
+
+    /// The last look into each queue, and the end of it.
+    fn close(
+        &mut self,
+        now: Instant,
+        capacity: &Capacity,
+        mut take: impl FnMut(L::Stream, Peer, Seat),
+    ) {
+        for mut listener in std::mem::take(&mut self.listeners) {
+            listener.turn_away();
+            while listener.is_ready(now) {
+                match listener.accept(now) {
+                    Accepted::Connection(stream, peer) => take(stream, peer, capacity.take()),
+                    Accepted::Gone => {}
+                    Accepted::Nothing | Accepted::Exhausted => break,
+                }
+            }
+        }
+        self.stage = Stage::Closed;
+    }
+
+    fn stage_ends(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Emptying { until, empty_since: Some(since), has_settled: false } => {
+                Some(until.min(since + LISTENER_SETTLE))
+            }
+            Stage::Emptying { until, .. } => Some(until),
+            Stage::Open | Stage::Closed => None,
+        }
+    }
+}
+
+/// Endpoints whose listeners share a port with those of a successor: they close them together.
+///
+/// The kernel numbers the sockets of a port and moves the last of them into the place of one that
+/// is closed, so from the first close on the steering towards the successor
+/// ([`Origin::Shared`](crate::reactor::listener::Origin::Shared)) may miss. Each goes on accepting
+/// until the queues of all have settled; then all close, in the microseconds in which their threads
+/// wake. A worker that is stuck is not waited for longer than [`LISTENER_SWEEP_MAX`].
+#[derive(Debug)]
+pub struct Company {
+    /// Members whose queues have not been empty for long enough yet.
+    unsettled: AtomicUsize,
+    /// How they are woken.
+    members: Mutex<Vec<Arc<Remote>>>,
+}
+
+impl Company {
+    pub fn new(members: usize) -> Arc<Company> {
+        Arc::new(Company { unsettled: AtomicUsize::new(members), members: Mutex::default() })
+    }
+
+    fn join(&self, remote: &Arc<Remote>) {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(remote));
+    }
+
+    /// Says, once per member, that its queues have settled. The last one wakes the others.
+    fn settle(&self) {
+        if self.unsettled.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.iter().for_each(|remote| remote.ring());
+        }
+    }
+
+    fn has_settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0
+    }
+}
+
+/// How many connections the process takes.
+#[derive(Debug)]
+pub struct Capacity {
+    open: AtomicUsize,
+    max: usize,
+}
+
+/// What a connection gets when it is accepted, until [`Capacity::give_back`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// It is within the limit.
+    Granted,
+    /// It is over the limit, and taken only to be turned away.
+    Over,
+}
+
+impl Capacity {
+    pub fn new(max: usize) -> Arc<Capacity> {
+        Arc::new(Capacity { open: AtomicUsize::new(0), max })
+    }
+
+    /// Whether another connection can be taken, if only to turn it away.
+    fn has_room(&self) -> bool {
+        self.open.load(Ordering::Relaxed) < self.max + SHEDDING_MAX
+    }
+
+    fn take(&self) -> Seat {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        if before < self.max { Seat::Granted } else { Seat::Over }
+    }
+
+    /// A connection is gone.
+    pub fn give_back(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connections accepted in one turn; then those that are there get their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// Connections over the limit that are told so at the same time; beyond, the queue waits.
+const SHEDDING_MAX: usize = 64;
+
+/// How long nothing may have come before a queue counts as empty: longer than a handshake on a
+/// local network.
+const LISTENER_SETTLE: Duration = Duration::from_millis(5);
+
+/// How long a listener goes on accepting when its queue does not become empty.
+const LISTENER_SWEEP_MAX: Duration = Duration::from_millis(250);
