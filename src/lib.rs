@@ -122,6 +122,9 @@ pub mod internal {
     pub mod metrics {
         pub use crate::metrics::*;
     }
+    pub mod os {
+        pub use crate::os::{drop_syns, steer_to_successor};
+    }
     pub mod reactor {
         pub use crate::reactor::{mailbox, slots, socket, timer, turn};
     }

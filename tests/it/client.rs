@@ -72,10 +72,14 @@ impl Client {
     }
 
     pub fn connect_unix(path: &Path) -> Client {
-        Client::patiently(|| {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            Client::over(socket, &SockAddr::unix(path)?)
-        })
+        Client::patiently(|| Client::try_connect_unix(path))
+    }
+
+    /// # Errors
+    /// Those of `connect(2)`.
+    pub fn try_connect_unix(path: &Path) -> io::Result<Client> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        Client::over(socket, &SockAddr::unix(path)?)
     }
 
     fn patiently(connect: impl Fn() -> io::Result<Client>) -> Client {

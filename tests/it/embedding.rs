@@ -97,13 +97,17 @@ fn every_address_of_a_list_is_served_and_retired() {
 }
 
 /// A path in a directory of its own, which goes with it.
-struct SocketPath(PathBuf);
+pub struct SocketPath(PathBuf);
 
 impl SocketPath {
-    fn new(name: &str) -> SocketPath {
+    pub fn new(name: &str) -> SocketPath {
         let directory = std::env::temp_dir().join(format!("ebbtide-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory for the test");
         SocketPath(directory.join("socket"))
+    }
+
+    pub fn path(&self) -> &PathBuf {
+        &self.0
     }
 
     fn options(&self) -> Options {

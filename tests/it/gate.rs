@@ -53,6 +53,11 @@ impl Gate {
         self.allow(1);
     }
 
+    /// Whether everybody may pass.
+    pub fn is_open(&self) -> bool {
+        self.lock().passes == usize::MAX
+    }
+
     /// How many have come by now.
     pub fn arrived(&self) -> usize {
         self.lock().arrived

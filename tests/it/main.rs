@@ -58,4 +58,8 @@ mod workers_zero;
 
 mod embedding;
 
+mod listeners;
+
+mod steering;
+
 mod regression;

@@ -13,7 +13,7 @@ fn two_workers() -> Options {
 }
 
 /// Blocks every worker of `served`. The clients' answers come when the gate is opened.
-fn block_all(served: &Served, gate: &Gate, workers: usize) -> Vec<Client> {
+pub fn block_all(served: &Served, gate: &Gate, workers: usize) -> Vec<Client> {
     let mut blocking: Vec<Client> = Vec::new();
     for _ in 0..200 {
         let before = gate.arrived();
