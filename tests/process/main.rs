@@ -22,6 +22,7 @@ mod admin;
 mod clients;
 mod cost;
 mod drain;
+mod listeners;
 mod logs;
 mod refusals;
 mod report;

@@ -1,14 +1,17 @@
 //! A client of plain bytes: what it sends is what the test wrote.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::SOON;
 
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
+    stream: Socket,
     /// Bytes that were read and belong to no response yet.
     rest: Vec<u8>,
 }
@@ -33,10 +36,21 @@ pub enum End {
 
 impl Client {
     pub fn connect(port: u16) -> Client {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_nodelay(true).unwrap();
+        let address = SockAddr::from(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let client = Client::over(Domain::IPV4, &address);
+        client.stream.set_tcp_nodelay(true).unwrap();
+        client
+    }
+
+    pub fn connect_unix(path: &Path) -> Client {
+        Client::over(Domain::UNIX, &SockAddr::unix(path).unwrap())
+    }
+
+    fn over(domain: Domain, address: &SockAddr) -> Client {
+        let stream = Socket::new(domain, Type::STREAM, None).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.connect(address).unwrap();
         Client { stream, rest: Vec::new() }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,6 +21,8 @@ pub struct Launch {
     args: Vec<String>,
     env: Vec<(String, String)>,
     listen: Option<String>,
+    /// What it gets as its descriptors 3 and 4.
+    passed: Vec<OwnedFd>,
 }
 
 /// What a process that ended by itself left behind.
@@ -38,6 +41,7 @@ impl Launch {
             args: Vec::new(),
             env: Vec::new(),
             listen: Some("127.0.0.1:0".to_owned()),
+            passed: Vec::new(),
         }
     }
 
@@ -69,6 +73,18 @@ impl Launch {
         self
     }
 
+    /// Passes sockets on, two at most, in the way of a service manager. They go to the shell in
+    /// the place of stdin and stdout, which puts them where they belong.
+    pub fn passing(mut self, sockets: impl IntoIterator<Item = OwnedFd>) -> Launch {
+        self.passed.extend(sockets);
+        let count = self.passed.len();
+        let script = format!(
+            "exec 3<&0 4<&1 0</dev/null 1>/dev/null; \
+             export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$@\""
+        );
+        self.through(&["sh", "-c", &script, "sh"])
+    }
+
     pub fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_ebbtide").to_owned();
         let line: Vec<&String> = self.wrapper.iter().chain([&binary]).chain(&self.args).collect();
@@ -83,13 +99,20 @@ impl Launch {
             command.env("LISTEN", listen).env("ADMIN_LISTEN", "127.0.0.1:0");
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.stdout(Stdio::null());
+        let mut passed = self.passed.iter().map(|socket| socket.try_clone().unwrap());
+        if let Some(first) = passed.next() {
+            command.stdin(first);
+        }
+        if let Some(second) = passed.next() {
+            command.stdout(second);
+        }
         command
     }
 
     /// Starts it and waits until it serves.
     pub fn start(self) -> Server {
-        let mut child =
-            self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         Server::new(child, stderr)
     }
