@@ -123,7 +123,7 @@ pub mod internal {
         pub use crate::metrics::*;
     }
     pub mod os {
-        pub use crate::os::{drop_syns, steer_to_successor};
+        pub use crate::os::{drop_syns, steer_to_successor, unsteer};
     }
     pub mod reactor {
         pub use crate::reactor::{mailbox, slots, socket, timer, turn};

@@ -74,24 +74,34 @@ pub fn drop_syns(listener: &impl AsFd) -> io::Result<()> {
 /// Has the kernel give new connections to a successor on the same port.
 ///
 /// The TCP sockets that listen on one port with `SO_REUSEPORT` are numbered in the order in which
-/// they began to: ours, `sockets` of them, then the successor's. A classic BPF program of the whole
+/// they began to: ours, `first` of them, then the successor's. A classic BPF program of the whole
 /// group (`socket(7)`, `SO_ATTACH_REUSEPORT_CBPF`) answers each SYN with the number of the socket
-/// that gets it: here a random one of the `sockets` behind ours. A number that no socket has leaves
-/// the choice to the kernel's hash over all of them, as if there were no program: so without a
-/// successor nothing changes. No privilege is needed. The program stays with the group when this
+/// that gets it: here a random one of the `count` from `first` on. A number that no socket has
+/// leaves the choice to the kernel's hash over all of them, as if there were no program: so without
+/// a successor nothing changes. No privilege is needed. The program stays with the group when this
 /// process is gone: a third generation gets every new connection from its first moment on.
 ///
 /// # Errors
-/// `EINVAL` for a socket without `SO_REUSEPORT`.
-pub fn steer_to_successor(listener: &impl AsFd, sockets: u32) -> io::Result<()> {
+/// `EINVAL` for a socket without `SO_REUSEPORT`, or when `count` is 0.
+pub fn steer_to_successor(listener: &impl AsFd, first: u32, count: u32) -> io::Result<()> {
     let random = libc::SKF_AD_OFF + libc::SKF_AD_RANDOM;
     let program = [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, random.cast_unsigned()),
-        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, sockets.max(1)),
-        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, 0, 0, sockets),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, count),
+        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, 0, 0, first),
         step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
     ];
     attach(listener, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+/// Takes the program of [`steer_to_successor`] from the group that a socket belongs to (Linux 5.3).
+///
+/// # Errors
+/// `ENOENT` when there is none.
+pub fn unsteer(listener: &impl AsFd) -> io::Result<()> {
+    // The kernel asks for a value, and does not look at it.
+    let none: libc::c_int = 0;
+    set_option(listener, libc::SO_DETACH_REUSEPORT_BPF, &none)
 }
 
 fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
@@ -105,18 +115,19 @@ fn attach<const LEN: usize>(
     mut program: [libc::sock_filter; LEN],
 ) -> io::Result<()> {
     let len = u16::try_from(LEN).expect("a program of ours has a handful of instructions");
-    let attached = libc::sock_fprog { len, filter: program.as_mut_ptr() };
-    let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).expect("16 bytes");
-    // SAFETY: the kernel copies the program of `len` instructions behind the pointer during the
-    // call, and both live that long; the descriptor is open because it is borrowed.
+    // The kernel copies the `len` instructions during the call, for which `program` lives.
+    set_option(socket, option, &libc::sock_fprog { len, filter: program.as_mut_ptr() })
+}
+
+/// Sets an option of the socket level whose value is a plain struct or an int.
+fn set_option<T>(socket: &impl AsFd, option: libc::c_int, value: &T) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `size` bytes through the pointer during the call, which is valid for
+    // that, and what the struct points to in turn as the caller says; the descriptor is open
+    // because it is borrowed.
     let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const attached).cast(),
-            size,
-        )
+        libc::setsockopt(fd, libc::SOL_SOCKET, option, std::ptr::from_ref(value).cast(), size)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

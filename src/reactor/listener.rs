@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::socket::{Peer, Stream, Transport};
@@ -42,9 +43,14 @@ pub trait Acceptor {
     /// Leaves the queue alone for a while.
     fn pause(&mut self, now: Instant);
 
+    /// Nobody older listens where this does. Takes back how an older one steered connections.
+    fn lead(&mut self) {}
+
     /// The way out begins: has clients go elsewhere, where that can be arranged, and says what is
     /// left to do.
-    fn retire(&mut self) -> Farewell;
+    fn retire(&mut self) -> Farewell {
+        Farewell::EmptyQueue
+    }
 
     /// Has the kernel drop SYNs from now on, where the process may: handshakes that have begun are
     /// completed, and clients that come later are refused once the socket is closed (they ask again
@@ -64,6 +70,8 @@ pub trait Acceptor {
 pub enum Farewell {
     /// Its queue ends with it: empty it, then close it.
     EmptyQueue,
+    /// As `EmptyQueue`; new connections go elsewhere, so it may take its time.
+    Steered,
     /// Another process has the socket as well, and will accept what is queued: close it.
     Close,
 }
@@ -96,12 +104,83 @@ enum Inner {
 pub enum Origin {
     /// A TCP socket that no other process has, on a port of its own.
     Alone,
-    /// One of this many TCP sockets of this process on a port that a successor may bind as well.
-    Shared(u32),
+    /// One of a group of TCP sockets on a port that a successor may bind as well.
+    Shared(Arc<Group>),
     /// A unix socket that was bound to this file.
     File(SocketFile),
     /// Passed on by a process that keeps it.
     Inherited,
+}
+
+/// The sockets of one server on one port that it may share with others, as the kernel numbers them:
+/// in the order in which they began to listen, so an older server's are below ours and a younger
+/// one's above. When one is closed the last takes its number.
+#[derive(Debug)]
+pub struct Group {
+    sockets: u32,
+    steering: Mutex<Steering>,
+}
+
+#[derive(Debug)]
+struct Steering {
+    /// Whether our sockets have the lowest numbers. Connections are steered to a successor, never
+    /// to an older server: its numbers are not known.
+    is_eldest: bool,
+    /// How many of our sockets are not about to be closed.
+    staying: u32,
+}
+
+impl Group {
+    /// A group of `sockets`, of which it is not known yet whether there are older ones.
+    pub fn of(sockets: usize) -> Arc<Group> {
+        let sockets = u32::try_from(sockets).unwrap_or(u32::MAX);
+        let steering = Mutex::new(Steering { is_eldest: false, staying: sockets });
+        Arc::new(Group { sockets, steering })
+    }
+
+    fn steering(&self) -> MutexGuard<'_, Steering> {
+        self.steering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lead(&self, socket: &mio::net::TcpListener) {
+        // Once: a worker that hears of it late must not undo what another has done since.
+        if !std::mem::replace(&mut self.steering().is_eldest, true) {
+            // Fails when there is nothing to take back.
+            let _nothing_there = crate::os::unsteer(socket);
+        }
+    }
+
+    fn steer(&self, socket: &mio::net::TcpListener, steering: &Steering) -> Farewell {
+        if !steering.is_eldest {
+            return Farewell::EmptyQueue;
+        }
+        // With each socket that we close one of the successor's changes its number: those from
+        // `sockets` on, as many as we still have, are the ones that are his until we are gone. At
+        // least, if he has no fewer than we.
+        match crate::os::steer_to_successor(socket, self.sockets, steering.staying.max(1)) {
+            Ok(()) => Farewell::Steered,
+            Err(error) => {
+                log::warn!(
+                    event_type = "steering_failed";
+                    "cannot steer new connections to a successor: {error}"
+                );
+                Farewell::EmptyQueue
+            }
+        }
+    }
+
+    /// One of its sockets is on its way out.
+    fn retire(&self, socket: &mio::net::TcpListener) -> Farewell {
+        self.steer(socket, &self.steering())
+    }
+
+    /// One of its sockets is about to be closed.
+    fn leave(&self, socket: &mio::net::TcpListener) {
+        let mut steering = self.steering();
+        steering.staying = steering.staying.saturating_sub(1);
+        // If it failed, that was said when the way out began.
+        let _said_before = self.steer(socket, &steering);
+    }
 }
 
 /// The file of a unix socket, removed when it is dropped, and never another's: one that has taken
@@ -230,23 +309,24 @@ impl Acceptor for Listener {
         self.paused_until = Some(now + EXHAUSTED_PAUSE);
     }
 
+    fn lead(&mut self) {
+        if let (Origin::Shared(group), Inner::Tcp(tcp)) = (&self.origin, &self.inner) {
+            group.lead(tcp);
+        }
+    }
+
     fn retire(&mut self) -> Farewell {
         match (&mut self.origin, &self.inner) {
-            (Origin::Inherited, _) => return Farewell::Close,
+            (Origin::Inherited, _) => Farewell::Close,
+            (Origin::Shared(group), Inner::Tcp(tcp)) => group.retire(tcp),
             // A client that comes now is refused by the file system, and no handshake is cut short:
             // connect(2) to a unix socket queues or fails.
-            (Origin::File(file), _) => file.remove(),
-            (Origin::Shared(sockets), Inner::Tcp(tcp)) => {
-                if let Err(error) = crate::os::steer_to_successor(tcp, *sockets) {
-                    log::warn!(
-                        event_type = "steering_failed";
-                        "cannot steer new connections to a successor: {error}"
-                    );
-                }
+            (Origin::File(file), _) => {
+                file.remove();
+                Farewell::EmptyQueue
             }
-            (Origin::Alone | Origin::Shared(_), _) => {}
+            (Origin::Alone | Origin::Shared(_), _) => Farewell::EmptyQueue,
         }
-        Farewell::EmptyQueue
     }
 
     /// Of a port that a successor has as well: it gets the SYNs by then, so that none is dropped
@@ -260,6 +340,9 @@ impl Acceptor for Listener {
     }
 
     fn turn_away(&mut self) {
+        if let (Origin::Shared(group), Inner::Tcp(tcp)) = (&self.origin, &self.inner) {
+            group.leave(tcp);
+        }
         self.drop_syns();
         match &self.inner {
             Inner::Tcp(tcp) if !self.drops_syns => {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::dealer::Dealer;
+use super::elders::Elders;
 use super::endpoint::{Command, Endpoint, grace};
 use super::handle::GracefulShutdown;
 use super::holders::Inquiry;
@@ -78,6 +79,8 @@ pub struct Control {
     pub public: Option<Endpoint>,
     /// `Some` when workers get connections from a queue that they share.
     pub dealer: Option<Dealer>,
+    /// `Some` with `reuse_port`, until there are none.
+    pub elders: Option<Elders>,
     pub workers: Vec<WorkerView>,
     pub status: Arc<Status>,
     pub handle: GracefulShutdown,
@@ -190,6 +193,7 @@ impl Control {
             Order::Announce => self.command(Command::Announce, now),
             Order::Resume => self.command(Command::Resume, now),
             Order::Drain { idle } => {
+                self.look_for_elders(now);
                 let grace = grace(self.drain.policy(), idle);
                 self.command(Command::Drain(grace), now);
             }
@@ -226,6 +230,14 @@ impl Control {
         self.hooks_told = self.cleanup.reports().len();
         if self.cleanup.is_over() {
             self.feed(now, Input::CleanedUp);
+        }
+    }
+
+    /// Has the listeners know when no older server shares their ports.
+    pub fn look_for_elders(&mut self, now: Instant) {
+        if self.elders.as_mut().is_some_and(Elders::are_gone) {
+            self.elders = None;
+            self.command(Command::Lead, now);
         }
     }
 
@@ -352,6 +364,9 @@ impl Control {
         if self.trim.is_due(cooled, now) {
             // What that takes is not known here, but it is not a second.
             self.command(Command::Consolidate, now);
+        }
+        if self.drain.begun().is_none() {
+            self.look_for_elders(now);
         }
         let Some(begun) = self.drain.begun() else { return };
         self.publish(now);

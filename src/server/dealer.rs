@@ -93,6 +93,7 @@ impl Dealer {
             Command::Announce
             | Command::Resume
             | Command::Refuse
+            | Command::Lead
             | Command::DealingDone
             | Command::Consolidate
             | Command::Leave => {}

@@ -71,6 +71,8 @@ pub enum Command {
     Cancel,
     Refuse,
     Cut,
+    /// No older server shares our ports.
+    Lead,
     /// Control's listeners are closed: no connection comes from there any more.
     DealingDone,
     /// Tidy up the thread's heap: memory is going to be given back.
@@ -86,9 +88,6 @@ impl Endpoint {
     /// [`StartError::Listen`].
     pub fn listen(&mut self, bound: Vec<Bound>) -> Result<(), StartError> {
         for bound in bound {
-            if let Some(company) = bound.company() {
-                self.entrance.join(company, &self.remote);
-            }
             let listener = bound.listen(&self.registrar, self.listener_key())?;
             self.entrance.add(listener);
         }
@@ -241,6 +240,7 @@ impl<L: Acceptor> Endpoint<L> {
                     }
                 }
             }
+            Command::Lead => self.entrance.lead(),
             Command::DealingDone => self.is_dealt_to = false,
             Command::Consolidate => consolidate_heap(),
             Command::Leave => {}

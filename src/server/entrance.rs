@@ -5,14 +5,15 @@
 //! retires each listener leaves in its own way ([`Acceptor::retire`]): one whose queue lives on
 //! elsewhere is closed at once; the others are accepted from until nothing has come for
 //! [`LISTENER_SETTLE`], for [`LISTENER_SWEEP_MAX`] at most, and looked at once more before they are
-//! closed. What arrives between that look and the close is reset by the kernel.
+//! closed. When new connections are steered to a successor, handshakes that had begun before get
+//! their time first: [`STEERED_FOR`]. What arrives between the last look and the close is reset by
+//! the kernel.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::reactor::listener::{Accepted, Acceptor, Farewell, Listener};
-use crate::reactor::mailbox::Remote;
 use crate::reactor::socket::Peer;
 use crate::reactor::turn::earliest;
 
@@ -21,28 +22,28 @@ use crate::reactor::turn::earliest;
 pub struct Entrance<L: Acceptor = Listener> {
     listeners: Vec<L>,
     stage: Stage,
-    /// Those who close their listeners together with this one.
-    company: Option<Arc<Company>>,
 }
 
 /// How far the listeners are on their way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
+    /// New connections go elsewhere; those whose handshakes had begun are waited for.
+    Steered {
+        until: Instant,
+    },
     Emptying {
         /// When it is over, whatever comes.
         until: Instant,
         /// Since when nothing has come; `None` while the queues are not known to be empty.
         empty_since: Option<Instant>,
-        /// Whether the company was told that these queues have been empty for long enough.
-        has_settled: bool,
     },
     Closed,
 }
 
 impl<L: Acceptor> Default for Entrance<L> {
     fn default() -> Entrance<L> {
-        Entrance { listeners: Vec::new(), stage: Stage::Open, company: None }
+        Entrance { listeners: Vec::new(), stage: Stage::Open }
     }
 }
 
@@ -56,12 +57,9 @@ impl<L: Acceptor> Entrance<L> {
         self.listeners.push(listener);
     }
 
-    /// Has its listeners closed at the same time as those of `company`.
-    pub fn join(&mut self, company: Arc<Company>, remote: &Arc<Remote>) {
-        if self.company.is_none() {
-            company.join(remote);
-            self.company = Some(company);
-        }
+    /// See [`Acceptor::lead`].
+    pub fn lead(&mut self) {
+        self.listeners.iter_mut().for_each(L::lead);
     }
 
     /// Readiness came for listener `number`.
@@ -94,20 +92,31 @@ impl<L: Acceptor> Entrance<L> {
         if self.stage != Stage::Open {
             return;
         }
-        self.listeners.retain_mut(|listener| listener.retire() == Farewell::EmptyQueue);
+        let mut is_steered = false;
+        self.listeners.retain_mut(|listener| match listener.retire() {
+            Farewell::Close => false,
+            Farewell::EmptyQueue => true,
+            Farewell::Steered => {
+                is_steered = true;
+                true
+            }
+        });
         if self.listeners.is_empty() {
             self.stage = Stage::Closed;
             return;
         }
         self.listeners.iter_mut().for_each(L::announce);
-        let until = now + LISTENER_SWEEP_MAX;
-        self.stage = Stage::Emptying { until, empty_since: None, has_settled: false };
+        self.stage = if is_steered {
+            Stage::Steered { until: now + STEERED_FOR }
+        } else {
+            Stage::Emptying { until: now + LISTENER_SWEEP_MAX, empty_since: None }
+        };
     }
 
     /// No more time for stragglers: what is queued by then is accepted in this turn or never.
     pub fn hurry(&mut self, now: Instant) {
-        if let Stage::Emptying { until, .. } = &mut self.stage {
-            *until = now.min(*until);
+        if let Stage::Steered { .. } | Stage::Emptying { .. } = self.stage {
+            self.stage = Stage::Emptying { until: now, empty_since: None };
         }
     }
 
@@ -152,23 +161,21 @@ impl<L: Acceptor> Entrance<L> {
 
     /// Notes what this turn found on the way out, and says whether that is at its end.
     fn is_to_close(&mut self, now: Instant, is_empty: bool, has_come: bool) -> bool {
-        let Stage::Emptying { until, empty_since, has_settled } = &mut self.stage else {
-            return false;
-        };
+        if let Stage::Steered { until } = self.stage
+            && now >= until
+        {
+            let until = now + LISTENER_SWEEP_MAX;
+            self.stage = Stage::Emptying { until, empty_since: None };
+        }
+        let Stage::Emptying { until, empty_since } = &mut self.stage else { return false };
         if !is_empty {
             *empty_since = None;
         } else if has_come || empty_since.is_none() {
             *empty_since = Some(now);
             // SYNs that are dropped are sent again, to whoever listens then.
             self.listeners.iter_mut().for_each(L::drop_syns);
-        } else if !*has_settled && empty_since.is_some_and(|at| now >= at + LISTENER_SETTLE) {
-            *has_settled = true;
-            if let Some(company) = &self.company {
-                company.settle();
-            }
         }
-        let has_company = |company: &Arc<Company>| company.has_settled();
-        now >= *until || (*has_settled && self.company.as_ref().is_none_or(has_company))
+        now >= *until || empty_since.is_some_and(|at| now >= at + LISTENER_SETTLE)
     }
 
     /// The last look into each queue, and the end of it.
@@ -193,49 +200,12 @@ impl<L: Acceptor> Entrance<L> {
 
     fn stage_ends(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Emptying { until, empty_since: Some(since), has_settled: false } => {
-                Some(until.min(since + LISTENER_SETTLE))
+            Stage::Steered { until } => Some(until),
+            Stage::Emptying { until, empty_since } => {
+                earliest(Some(until), empty_since.map(|since| since + LISTENER_SETTLE))
             }
-            Stage::Emptying { until, .. } => Some(until),
             Stage::Open | Stage::Closed => None,
         }
-    }
-}
-
-/// Endpoints whose listeners share a port with those of a successor: they close them together.
-///
-/// The kernel numbers the sockets of a port and moves the last of them into the place of one that
-/// is closed, so from the first close on the steering towards the successor
-/// ([`Origin::Shared`](crate::reactor::listener::Origin::Shared)) may miss. Each goes on accepting
-/// until the queues of all have settled; then all close, in the microseconds in which their threads
-/// wake. A worker that is stuck is not waited for longer than [`LISTENER_SWEEP_MAX`].
-#[derive(Debug)]
-pub struct Company {
-    /// Members whose queues have not been empty for long enough yet.
-    unsettled: AtomicUsize,
-    /// How they are woken.
-    members: Mutex<Vec<Arc<Remote>>>,
-}
-
-impl Company {
-    pub fn new(members: usize) -> Arc<Company> {
-        Arc::new(Company { unsettled: AtomicUsize::new(members), members: Mutex::default() })
-    }
-
-    fn join(&self, remote: &Arc<Remote>) {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(remote));
-    }
-
-    /// Says, once per member, that its queues have settled. The last one wakes the others.
-    fn settle(&self) {
-        if self.unsettled.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-            members.iter().for_each(|remote| remote.ring());
-        }
-    }
-
-    fn has_settled(&self) -> bool {
-        self.unsettled.load(Ordering::Acquire) == 0
     }
 }
 
@@ -285,6 +255,10 @@ const SHEDDING_MAX: usize = 64;
 /// How long nothing may have come before a queue counts as empty: longer than a handshake on a
 /// local network.
 const LISTENER_SETTLE: Duration = Duration::from_millis(5);
+
+/// How long before that when new connections go to a successor: longer than most handshakes over
+/// the internet. All it costs is that the shutdown takes so much longer.
+const STEERED_FOR: Duration = Duration::from_millis(100);
 
 /// How long a listener goes on accepting when its queue does not become empty.
 const LISTENER_SWEEP_MAX: Duration = Duration::from_millis(250);

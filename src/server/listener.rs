@@ -10,10 +10,9 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::address::Address;
-use super::entrance::Company;
 use super::error::StartError;
 use super::inherited::{self, InheritedListeners};
-use crate::reactor::listener::{Listener, Origin, SocketFile};
+use crate::reactor::listener::{Group, Listener, Origin, SocketFile};
 use crate::reactor::turn::{Key, Registrar};
 
 /// A socket that is bound and, if it is ours, not yet listening: the address is taken, clients are
@@ -24,8 +23,6 @@ pub struct Bound {
     origin: Origin,
     socket: Socket,
     address: Address,
-    /// Those who share the port with a successor, once it comes.
-    company: Option<Arc<Company>>,
 }
 
 /// The sockets of a server.
@@ -68,10 +65,9 @@ impl AllBound {
         let own = (0..workers).map(|_| Vec::new()).collect();
         let mut all = AllBound { own, ..AllBound::default() };
         let mut inherited = Some(inherited.into_sockets());
-        let company = (port_use == PortUse::Shared).then(|| Company::new(workers));
         for address in addresses {
             let bound = match address {
-                Address::Tcp(tcp) => bind_tcp(*tcp, workers, company.as_ref()),
+                Address::Tcp(tcp) => bind_tcp(*tcp, workers, port_use),
                 Address::Unix(path) => bind_unix(path).map(|bound| vec![bound]),
                 Address::Inherited => bind_inherited(inherited.take().unwrap_or_default()),
             };
@@ -95,17 +91,12 @@ impl AllBound {
 }
 
 impl Bound {
-    /// See the field.
-    pub fn company(&self) -> Option<Arc<Company>> {
-        self.company.clone()
-    }
-
     /// Starts to listen.
     ///
     /// # Errors
     /// Those of `listen(2)`: with `EADDRINUSE` another process was faster.
     pub fn listen(self, registrar: &Registrar, key: Key) -> Result<Listener, StartError> {
-        let Bound { origin, socket, address, company: _ } = self;
+        let Bound { origin, socket, address } = self;
         let listener = || {
             if !matches!(origin, Origin::Inherited) {
                 socket.listen(BACKLOG)?;
@@ -121,18 +112,15 @@ impl Bound {
     }
 }
 
-fn bind_tcp(
-    address: SocketAddr,
-    workers: usize,
-    company: Option<&Arc<Company>>,
-) -> io::Result<Vec<Bound>> {
+fn bind_tcp(address: SocketAddr, workers: usize, port_use: PortUse) -> io::Result<Vec<Bound>> {
     let mut address = address;
-    if company.is_none() {
+    if port_use == PortUse::Alone {
         let probe = tcp_socket(address)?;
         probe.bind(&address.into())?;
         // Closed at once: it was not listening, so nothing is lost with it.
         address = local_address(&probe, address);
     }
+    let group = Group::of(workers);
     let mut bound = Vec::new();
     for _ in 0..workers {
         let socket = tcp_socket(address)?;
@@ -140,12 +128,11 @@ fn bind_tcp(
         socket.bind(&address.into())?;
         // From the second worker on port 0 has become the port of the first.
         address = local_address(&socket, address);
-        let origin = match company {
-            Some(_) => Origin::Shared(u32::try_from(workers).unwrap_or(u32::MAX)),
-            None => Origin::Alone,
+        let origin = match port_use {
+            PortUse::Alone => Origin::Alone,
+            PortUse::Shared => Origin::Shared(Arc::clone(&group)),
         };
-        let address = Address::Tcp(address);
-        bound.push(Bound { origin, socket, address, company: company.cloned() });
+        bound.push(Bound { origin, socket, address: Address::Tcp(address) });
     }
     Ok(bound)
 }
@@ -160,7 +147,7 @@ fn bind_inherited(sockets: Vec<Socket>) -> io::Result<Vec<Bound>> {
     }
     let bound = |socket| {
         let address = inherited::address(&socket);
-        Bound { origin: Origin::Inherited, socket, address, company: None }
+        Bound { origin: Origin::Inherited, socket, address }
     };
     Ok(sockets.into_iter().map(bound).collect())
 }
@@ -203,7 +190,7 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
         Err(error) => return Err(error),
     }
     let origin = Origin::File(SocketFile::bound(path.to_owned())?);
-    Ok(Bound { origin, socket, address: Address::Unix(path.to_owned()), company: None })
+    Ok(Bound { origin, socket, address: Address::Unix(path.to_owned()) })
 }
 
 /// connect(2) to a file that is no socket is refused as well: such a file is somebody's data.

@@ -4,6 +4,7 @@ mod address;
 mod closing;
 mod control;
 mod dealer;
+mod elders;
 mod endpoint;
 mod entrance;
 mod error;
@@ -28,6 +29,7 @@ use std::time::{Duration, SystemTime};
 pub use self::address::{Address, AddressError};
 use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
 use self::dealer::Dealer;
+use self::elders::Elders;
 use self::endpoint::{Command, Endpoint};
 use self::entrance::Capacity;
 pub use self::error::StartError;
@@ -197,6 +199,7 @@ impl Server {
             leave(&control);
             return Err(error);
         }
+        control.look_for_elders(self.reactor.now());
         self.status.set_listening();
         self.handle.handle().set_listening();
         narrate::started(&listen, &admin, workers, self.connections_max);
@@ -226,6 +229,7 @@ impl Server {
             admin: None,
             public: None,
             dealer: None,
+            elders: self.options.reuse_port.then(|| Elders::at(&self.addresses)),
             workers: Vec::new(),
             status: Arc::clone(&self.status),
             handle: self.shutdown_handle(),

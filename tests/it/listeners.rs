@@ -1,11 +1,11 @@
 //! Listeners by how they came to be: inherited, shared with a successor, bound to a file. What is
 //! queued is answered by somebody, whoever leaves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::Path;
 
 use ebbtide::{
     Address, InheritedListeners, Options, Phase, Request, RequestOutcome, Router, Server, Workers,
@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::client::{Client, request};
 use super::embedding::SocketPath;
-use super::support::{Gate, Served, app, options, spawn, tcp, wait_until};
+use super::support::{Gate, Served, app, ms, now, options, spawn, tcp, wait_until};
 
 fn workers(count: usize, listen: &[&str]) -> Options {
     let listen = listen.iter().map(|text| text.parse().expect("an address")).collect();
@@ -204,8 +204,8 @@ fn addresses_of_every_kind_are_served_side_by_side() {
         let (listener, inherited) = listener();
         let passed = InheritedListeners::of([listener.into()]).expect("it listens");
         let options = workers(count, &[&unix, "systemd", "127.0.0.1:0"]);
-        let server = Server::bind_inheriting(options, passed, app(&Gate::default()));
-        let served = Served::run(server.expect("all are free"));
+        let bound = Server::bind_inheriting(options, passed, app(&Gate::default()));
+        let served = Served::run(bound.expect("all are free"));
         let [at_unix, at_inherited, own] = served.addresses() else { panic!("three addresses") };
         assert_eq!(at_unix, &Address::Unix(path.path().to_owned()));
         assert_eq!(at_inherited, &Address::Tcp(inherited));
@@ -264,7 +264,7 @@ fn a_storm_on_shared_queues_is_answered_to_the_last() {
 }
 
 /// Connects anew for each request until the socket is gone. Every connection made is answered.
-fn ask_until_gone(path: &PathBuf) -> u64 {
+fn ask_until_gone(path: &Path) -> u64 {
     let mut answered = 0;
     // The first may come before the server listens.
     let mut next = Some(Client::connect_unix(path));
@@ -298,6 +298,81 @@ fn what_is_queued_is_answered_when_a_successor_shares_the_port() {
     assert_eq!(old.report().exit_status, 0);
     Client::connect(address).get("/hello").expect(200, "hello");
     assert_eq!(new.stop().exit_status, 0);
+}
+
+/// A worker that is held keeps its socket on the port, and nobody accepts there.
+#[test]
+fn new_connections_are_steered_past_a_server_that_is_leaving() {
+    let sharing = |listen: &str| Options { reuse_port: true, ..workers(2, &[listen]) };
+    for _ in 0..10 {
+        let gate = Gate::default();
+        let old = Served::with(sharing("127.0.0.1:0"), who(&gate));
+        let mut on_each: BTreeMap<Vec<u8>, Client> = BTreeMap::new();
+        while on_each.len() < 2 {
+            let mut client = old.client();
+            let name = client.get("/who").body;
+            on_each.entry(name).or_insert(client);
+        }
+        let mut on_each = on_each.into_values();
+        let (mut held, mut free) = (on_each.next().expect("one"), on_each.next().expect("two"));
+        held.send(request("/block"));
+        gate.until_arrived(1);
+        let new = Served::with(sharing(&old.address().to_string()), who(&gate));
+        new.until_ready();
+        let began = now();
+        old.begin_shutdown();
+        assert!(free.get("/hello").announces_close(), "this worker has its orders");
+        let later = asking(|| Client::connect(old.address()), 50);
+        // For so long the free worker waits for handshakes to end.
+        let is_in_time = now() - began < ms(100);
+        if is_in_time {
+            expect_answers(later);
+        }
+        gate.open();
+        held.read_response().expect(200, "blocked");
+        if is_in_time {
+            return;
+        }
+    }
+    panic!("the machine is too slow for this test");
+}
+
+#[test]
+fn a_successor_with_more_workers_has_work_for_each_of_them() {
+    let sharing = |count, listen: &str| Options { reuse_port: true, ..workers(count, &[listen]) };
+    let old = Served::with(sharing(1, "127.0.0.1:0"), app(&Gate::default()));
+    old.until_ready();
+    let address = old.address();
+    let new = Served::with(sharing(4, &address.to_string()), who(&Gate::default()));
+    new.until_ready();
+    assert_eq!(old.stop().exit_status, 0);
+    // It looks for the older one once a second.
+    wait_until("each worker has answered", || {
+        let ask = |_| Client::connect(address).get("/who").body;
+        (0..50).map(ask).collect::<BTreeSet<_>>().len() == 4
+    });
+}
+
+#[test]
+fn a_younger_server_that_is_taken_back_loses_nothing() {
+    let sharing = |listen: &str| Options { reuse_port: true, ..workers(2, &[listen]) };
+    let (gate, open) = (Gate::default(), Gate::default());
+    open.open();
+    let old = Served::with(sharing("127.0.0.1:0"), app(&open));
+    old.until_ready();
+    let address = old.address();
+    let young = Served::with(sharing(&address.to_string()), app(&gate));
+    young.until_ready();
+    let blocking = super::shutdown_queue::block_all(&young, &gate, 2);
+    let queued = asking(|| Client::connect(address), 50);
+    young.begin_shutdown();
+    young.until_phase(Phase::Draining);
+    gate.open();
+    expect_answers(queued);
+    drop(blocking);
+    assert_eq!(young.report().exit_status, 0);
+    expect_answers(asking(|| Client::connect(address), 50));
+    assert_eq!(old.stop().exit_status, 0);
 }
 
 #[test]

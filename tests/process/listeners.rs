@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 
 use socket2::{Domain, Socket, Type};
 
@@ -173,7 +174,7 @@ fn socket_activation_of_systemd_is_understood() {
 
 /// Clients that connect anew for each request, and must never be refused, reset or left alone.
 struct Demanding {
-    clients: Vec<std::thread::JoinHandle<()>>,
+    clients: Vec<JoinHandle<()>>,
     answered: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
@@ -183,7 +184,7 @@ impl Demanding {
         let (answered, is_over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let client = |_| {
             let (answered, is_over) = (Arc::clone(&answered), Arc::clone(&is_over));
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     assert_eq!(Client::connect(port).get("/plaintext").status, 200);
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +199,7 @@ impl Demanding {
     fn wait_answered(&self, count: u64) {
         let goal = self.answered.load(Ordering::Relaxed) + count;
         until("answers", SOON, || {
-            assert!(!self.clients.iter().any(|client| client.is_finished()), "one was let down");
+            assert!(!self.clients.iter().any(JoinHandle::is_finished), "one was let down");
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
         });
     }
