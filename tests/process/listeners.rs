@@ -222,8 +222,12 @@ fn unprivileged(launch: Launch) -> Launch {
     launch
 }
 
+fn restarts() -> usize {
+    if std::env::var_os("EBBTIDE_LONG").is_some_and(|value| value == "1") { 40 } else { 5 }
+}
+
 #[test]
-fn five_restarts_on_a_shared_port_lose_nothing_under_load() {
+fn restarts_on_a_shared_port_lose_nothing_under_load() {
     let _turn = alone();
     let as_we_are: fn(Launch) -> Launch = |launch| launch;
     for (name, user) in [("as we are", as_we_are), ("unprivileged", unprivileged)] {
@@ -232,7 +236,7 @@ fn five_restarts_on_a_shared_port_lose_nothing_under_load() {
         let port = serving.port;
         let clients = Demanding::start(port);
         let mut answered = 0;
-        for _ in 0..5 {
+        for _ in 0..restarts() {
             clients.wait_answered(200);
             let next = sharing().listen(format!("127.0.0.1:{port}")).start();
             let old = std::mem::replace(&mut serving, next);
@@ -243,19 +247,22 @@ fn five_restarts_on_a_shared_port_lose_nothing_under_load() {
         let asked = clients.finish();
         serving.signal("TERM");
         answered += assert_clean_end(serving);
-        say(&format!("5 restarts with reuse_port, {name}: {asked} connections, none lost"));
+        say(&format!(
+            "{} restarts with reuse_port, {name}: {asked} connections, none lost",
+            restarts()
+        ));
         assert_eq!(answered, asked, "both sides count the same");
     }
 }
 
 #[test]
-fn five_restarts_on_an_inherited_socket_lose_nothing_under_load() {
+fn restarts_on_an_inherited_socket_lose_nothing_under_load() {
     let _turn = alone();
     let (listener, port) = listener();
     let mut serving = inheriting(&listener).start();
     let clients = Demanding::start(port);
     let mut answered = 0;
-    for restart in 0..5 {
+    for restart in 0..restarts() {
         clients.wait_answered(200);
         // The successor comes before its predecessor leaves, or after it.
         if restart % 2 == 0 {
@@ -273,7 +280,7 @@ fn five_restarts_on_an_inherited_socket_lose_nothing_under_load() {
     let asked = clients.finish();
     serving.signal("TERM");
     answered += assert_clean_end(serving);
-    say(&format!("5 restarts with LISTEN_FDS: {asked} connections, none lost"));
+    say(&format!("{} restarts with LISTEN_FDS: {asked} connections, none lost", restarts()));
     assert_eq!(answered, asked, "both sides count the same");
 }
 
