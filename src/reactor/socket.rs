@@ -37,6 +37,14 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+#[cfg(test)]
+impl Stream {
+    /// Two ends of one connection.
+    pub(crate) fn pair() -> io::Result<(Stream, Stream)> {
+        UnixStream::pair().map(|(one, other)| (Stream::Unix(one), Stream::Unix(other)))
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {

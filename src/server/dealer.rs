@@ -140,3 +140,64 @@ fn deal(
 
 /// The key space of its listeners.
 const DEALER_SPACE: u8 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::turn::Reactor;
+
+    /// A dealer without listeners, and what its workers would read.
+    fn dealer(workers: usize) -> (Dealer, Vec<Mailbox<WorkerMail>>) {
+        let reactor = Reactor::new().expect("a descriptor or two");
+        let mailbox = |_| Mailbox::new(Arc::clone(reactor.remote()));
+        let mailboxes: Vec<_> = (0..workers).map(mailbox).collect();
+        let dealer = Dealer {
+            entrance: Entrance::default(),
+            capacity: Capacity::new(100),
+            workers: mailboxes.iter().cloned().map(Some).collect(),
+            next: 0,
+            has_said_done: false,
+            now: reactor.now(),
+        };
+        (dealer, mailboxes)
+    }
+
+    fn deal_one(dealer: &mut Dealer) -> bool {
+        let (ours, _theirs) = Stream::pair().expect("two descriptors");
+        let connection = (ours, Peer::LOCAL, Seat::Granted);
+        deal(&dealer.workers, &mut dealer.next, connection)
+    }
+
+    /// How many connections each mailbox has, and whether its last mail says that it was all.
+    fn taken(mailboxes: &[Mailbox<WorkerMail>]) -> Vec<(usize, bool)> {
+        let take = |mailbox: &Mailbox<WorkerMail>| {
+            let mail: Vec<WorkerMail> = std::iter::from_fn(|| mailbox.take()).collect();
+            let is_connection = |mail: &&WorkerMail| matches!(mail, WorkerMail::Connection(..));
+            let is_done = matches!(mail.last(), Some(WorkerMail::Order(Command::DealingDone)));
+            (mail.iter().filter(is_connection).count(), is_done)
+        };
+        mailboxes.iter().map(take).collect()
+    }
+
+    #[test]
+    fn each_gets_one_in_turn_and_hears_when_it_was_the_last() {
+        let (mut dealer, mailboxes) = dealer(3);
+        assert!((0..7).all(|_| deal_one(&mut dealer)));
+        let now = dealer.now;
+        dealer.obey(Command::Cut, now);
+        dealer.obey(Command::Cut, now);
+        assert_eq!(taken(&mailboxes), [(3, true), (2, true), (2, true)]);
+    }
+
+    #[test]
+    fn what_a_lost_worker_has_not_opened_goes_to_the_others() {
+        let (mut dealer, mailboxes) = dealer(3);
+        assert!((0..6).all(|_| deal_one(&mut dealer)));
+        dealer.lose(1);
+        assert!((0..2).all(|_| deal_one(&mut dealer)));
+        assert_eq!(taken(&mailboxes), [(4, false), (0, false), (4, false)]);
+        dealer.lose(0);
+        dealer.lose(2);
+        assert!(!deal_one(&mut dealer), "nobody is left");
+    }
+}

@@ -2,12 +2,11 @@
 //!
 //! An endpoint has an entrance for the listeners of its worker, the dealer one for those that the
 //! workers share. While it is open it accepts, so many a turn and as long as there is room. Once it
-//! retires each listener leaves in its own way ([`Acceptor::retire`]): one whose queue lives on
-//! elsewhere is closed at once; the others are accepted from until nothing has come for
-//! [`LISTENER_SETTLE`], for [`LISTENER_SWEEP_MAX`] at most, and looked at once more before they are
-//! closed. When new connections are steered to a successor, handshakes that had begun before get
-//! their time first: [`STEERED_FOR`]. What arrives between the last look and the close is reset by
-//! the kernel.
+//! retires each listener leaves in its own way ([`Acceptor::retire`]). One whose queue lives on
+//! elsewhere is closed at once. The others are accepted from until their queues are empty, then for
+//! [`LISTENER_SETTLE`], and once more before they are closed. When new connections are steered to a
+//! successor there is time before that: [`STEERED_FOR`], and until nothing has come for the
+//! settling time. What arrives between the last look and the close is reset by the kernel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,13 +29,17 @@ enum Stage {
     Open,
     /// New connections go elsewhere; those whose handshakes had begun are waited for.
     Steered {
+        /// When it is over, if nothing comes just before.
         until: Instant,
+        at_most: Instant,
     },
+    /// Until the queues are empty.
     Emptying {
-        /// When it is over, whatever comes.
+        at_most: Instant,
+    },
+    /// They were empty: time for handshakes under way.
+    Settling {
         until: Instant,
-        /// Since when nothing has come; `None` while the queues are not known to be empty.
-        empty_since: Option<Instant>,
     },
     Closed,
 }
@@ -107,16 +110,20 @@ impl<L: Acceptor> Entrance<L> {
         }
         self.listeners.iter_mut().for_each(L::announce);
         self.stage = if is_steered {
-            Stage::Steered { until: now + STEERED_FOR }
+            let until = now + STEERED_FOR;
+            Stage::Steered { until, at_most: until + LISTENER_SWEEP_MAX }
         } else {
-            Stage::Emptying { until: now + LISTENER_SWEEP_MAX, empty_since: None }
+            Stage::Emptying { at_most: now + LISTENER_SWEEP_MAX }
         };
     }
 
     /// No more time for stragglers: what is queued by then is accepted in this turn or never.
     pub fn hurry(&mut self, now: Instant) {
-        if let Stage::Steered { .. } | Stage::Emptying { .. } = self.stage {
-            self.stage = Stage::Emptying { until: now, empty_since: None };
+        match self.stage {
+            Stage::Open | Stage::Closed => {}
+            Stage::Steered { .. } | Stage::Emptying { .. } | Stage::Settling { .. } => {
+                self.stage = Stage::Settling { until: now };
+            }
         }
     }
 
@@ -154,28 +161,31 @@ impl<L: Acceptor> Entrance<L> {
             // Ready still: the budget is used up, or it pauses.
             is_empty &= !listener.is_ready(now) && listener.deadline().is_none();
         }
-        if self.is_to_close(now, is_empty, has_come) {
+        self.go_on(now, is_empty, has_come);
+        if let Stage::Settling { until } = self.stage
+            && now >= until
+        {
             self.close(now, capacity, take);
         }
     }
 
-    /// Notes what this turn found on the way out, and says whether that is at its end.
-    fn is_to_close(&mut self, now: Instant, is_empty: bool, has_come: bool) -> bool {
-        if let Stage::Steered { until } = self.stage
-            && now >= until
-        {
-            let until = now + LISTENER_SWEEP_MAX;
-            self.stage = Stage::Emptying { until, empty_since: None };
+    /// Takes the next steps of the way out that follow from what this turn found.
+    fn go_on(&mut self, now: Instant, is_empty: bool, has_come: bool) {
+        if let Stage::Steered { until, at_most } = &mut self.stage {
+            if !is_empty || has_come {
+                *until = (now + LISTENER_SETTLE).max(*until).min(*at_most);
+            }
+            if now >= *until {
+                self.stage = Stage::Emptying { at_most: *at_most };
+            }
         }
-        let Stage::Emptying { until, empty_since } = &mut self.stage else { return false };
-        if !is_empty {
-            *empty_since = None;
-        } else if has_come || empty_since.is_none() {
-            *empty_since = Some(now);
+        if let Stage::Emptying { at_most } = self.stage
+            && (is_empty || now >= at_most)
+        {
             // SYNs that are dropped are sent again, to whoever listens then.
             self.listeners.iter_mut().for_each(L::drop_syns);
+            self.stage = Stage::Settling { until: now + LISTENER_SETTLE };
         }
-        now >= *until || empty_since.is_some_and(|at| now >= at + LISTENER_SETTLE)
     }
 
     /// The last look into each queue, and the end of it.
@@ -200,10 +210,8 @@ impl<L: Acceptor> Entrance<L> {
 
     fn stage_ends(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Steered { until } => Some(until),
-            Stage::Emptying { until, empty_since } => {
-                earliest(Some(until), empty_since.map(|since| since + LISTENER_SETTLE))
-            }
+            Stage::Steered { until, .. } | Stage::Settling { until } => Some(until),
+            Stage::Emptying { at_most } => Some(at_most),
             Stage::Open | Stage::Closed => None,
         }
     }
@@ -252,8 +260,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Connections over the limit that are told so at the same time; beyond, the queue waits.
 const SHEDDING_MAX: usize = 64;
 
-/// How long nothing may have come before a queue counts as empty: longer than a handshake on a
-/// local network.
+/// Between the two last looks into a listener's queue: longer than a handshake on a local network.
 const LISTENER_SETTLE: Duration = Duration::from_millis(5);
 
 /// How long before that when new connections go to a successor: longer than most handshakes over
