@@ -4,6 +4,7 @@
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -159,7 +160,8 @@ fn socket_activation_of_systemd_is_understood() {
     let path = file_in("activated", "socket");
     let activate = ["systemd-socket-activate", "--listen", &path, "--setenv=ADMIN_LISTEN=off"];
     let launch = Launch::new().through(&[&activate[..], &["--setenv=LISTEN=systemd"]].concat());
-    let mut child = launch.command().stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut command = launch.command();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let stderr = child.stderr.take().unwrap();
     until("the socket to be there", SOON, || std::fs::exists(&path).unwrap().then_some(()));
     // It starts the server when the first connection comes, in its own place.

@@ -99,7 +99,6 @@ impl Launch {
             command.env("LISTEN", listen).env("ADMIN_LISTEN", "127.0.0.1:0");
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.stdout(Stdio::null());
         let mut passed = self.passed.iter().map(|socket| socket.try_clone().unwrap());
         if let Some(first) = passed.next() {
             command.stdin(first);
@@ -110,9 +109,18 @@ impl Launch {
         command
     }
 
+    /// Its stdout goes nowhere, unless it stands for a socket that is passed on.
+    fn silent(&self) -> Command {
+        let mut command = self.command();
+        if self.passed.len() < 2 {
+            command.stdout(Stdio::null());
+        }
+        command
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(self) -> Server {
-        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.silent().stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         Server::new(child, stderr)
     }
