@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use ebbtide::internal::os::{drop_syns, steer_to_successor, unsteer};
 use socket2::{Domain, Socket, Type};
 
-use super::support::{SLACK, now};
+use super::support::{ms, now};
 
 /// Sockets of one process that listen on `address`, or on a port of the kernel's choice.
 fn generation(address: SocketAddr, count: usize) -> Vec<Socket> {
@@ -37,11 +37,14 @@ fn any_port() -> SocketAddr {
 /// How many connections each of `sockets` gets of so many new ones.
 fn accepted(sockets: &[Socket], connections: usize) -> Vec<usize> {
     let address = address_of(sockets);
-    let began = now();
-    let clients: Vec<TcpStream> =
-        (0..connections).map(|_| TcpStream::connect(address).expect("somebody listens")).collect();
-    // A SYN that was dropped is sent again after a second.
-    assert!(now() - began < SLACK, "no SYN was dropped");
+    let connect = |_| {
+        let began = now();
+        let client = TcpStream::connect(address).expect("somebody listens");
+        // A SYN that was dropped is sent again after a second.
+        assert!(now() - began < ms(950), "the first SYN was heard");
+        client
+    };
+    let clients: Vec<TcpStream> = (0..connections).map(connect).collect();
     let drain = |socket: &Socket| std::iter::from_fn(|| socket.accept().ok()).count();
     let counts = sockets.iter().map(drain).collect();
     drop(clients);
