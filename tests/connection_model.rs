@@ -4,22 +4,26 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ebbtide::internal::http::connection::{Connection, Means, Step};
 use ebbtide::internal::http::service::{Answer, App};
-use ebbtide::internal::http::site::{AccessLog, Mode, RequestIds, Site, builder, keep_alive};
+use ebbtide::internal::http::site::{
+    AccessLog, Grace, Mode, RequestIds, Site, builder, keep_alive,
+};
 use ebbtide::internal::http::wire::Loan;
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::slots::Token;
 use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};
 use ebbtide::internal::reactor::turn::{Key, Reactor};
 use ebbtide::{
-    CancellationToken, ConnectionOutcome, ConnectionState, HalfClose, IntoResponse, Ledger, Limits,
-    Request, Response,
+    Body, Bytes, CancellationToken, ConnectionOutcome, ConnectionState, HalfClose, IntoResponse,
+    Ledger, Limits, Request, Response,
 };
 use proptest::prelude::*;
 
@@ -98,7 +102,10 @@ impl Transport for Pipe {
 }
 
 /// Echoes bodies, at once or after having read them, and tells what was asked for.
-struct Echo;
+struct Echo {
+    /// Whether those that wait may answer.
+    gate: Rc<Cell<bool>>,
+}
 
 impl App for Echo {
     fn call(&self, mut request: Request) -> Answer {
@@ -110,6 +117,17 @@ impl App for Echo {
                 let first = request.body_mut().chunk().await;
                 Response::text(if first.is_some() { "some" } else { "nothing" })
             }));
+        }
+        if request.path() == "/wait" {
+            let gate = Rc::clone(&self.gate);
+            return Answer::Later(Box::pin(async move {
+                poll_fn(|_| if gate.get() { Poll::Ready(()) } else { Poll::Pending }).await;
+                Response::text("waited")
+            }));
+        }
+        if request.path() == "/fail" {
+            let body = Body::try_unfold((), |()| async { Err::<Option<(Bytes, ())>, _>("broken") });
+            return Answer::Ready(body.into_response());
         }
         if request.method() == "POST" {
             return Answer::Later(Box::pin(async move {
@@ -129,6 +147,7 @@ impl App for Echo {
 /// A connection and the means to drive it.
 struct World {
     site: Rc<Site>,
+    gate: Rc<Cell<bool>>,
     loan: Loan,
     reactor: Reactor,
     pipe: Pipe,
@@ -141,10 +160,11 @@ struct World {
 
 impl World {
     fn new(limits: Limits) -> World {
+        let gate = Rc::new(Cell::new(false));
         let now = Instant::now();
         let site = Rc::new(Site {
             builder: builder(&limits),
-            app: Rc::new(Echo),
+            app: Rc::new(Echo { gate: Rc::clone(&gate) }),
             ledger: Arc::new(Ledger::default()),
             watch: Arc::default(),
             metrics: RefCell::new(Metrics::new().worker()),
@@ -169,6 +189,7 @@ impl World {
             outcome: None,
             deadline: None,
             site,
+            gate,
             pipe,
         }
     }
@@ -229,6 +250,17 @@ impl World {
         if self.deadline.is_some_and(|at| at <= self.site.now.get()) {
             self.run(Readiness::NONE);
         }
+    }
+
+    /// What the drain's order does.
+    fn drain(&mut self) {
+        let second = Duration::from_secs(1);
+        let grace = Grace { first_byte: second, idle: 5 * second, spread: Duration::ZERO };
+        self.site.mode.set(Mode::Draining { since: self.site.now.get(), grace });
+        if let Some(connection) = &mut self.connection {
+            connection.recheck();
+        }
+        self.run(Readiness::NONE);
     }
 
     /// What the client has read, without the dates and without what is said of staying open.
@@ -326,21 +358,11 @@ proptest! {
         let expected = reference(&bytes);
         let mut world = World::new(patient());
         world.open_window(1 << 24);
-        let grace = ebbtide::internal::http::site::Grace {
-            first_byte: Duration::from_secs(1),
-            idle: Duration::from_secs(5),
-            spread: Duration::ZERO,
-        };
         let mut rest = bytes.as_slice();
         let mut sent = 0;
         for (i, size) in cuts.iter().cycle().enumerate().take(100_000) {
             if i == at {
-                let since = world.site.now.get();
-                world.site.mode.set(Mode::Draining { since, grace });
-                if let Some(connection) = &mut world.connection {
-                    connection.recheck();
-                }
-                world.run(Readiness::NONE);
+                world.drain();
             }
             // A client stops sending when it is told that the connection closes.
             if rest.is_empty() || world.output().contains("connection: close") {
@@ -418,4 +440,24 @@ fn a_head_that_drips_is_timed_from_its_first_byte() {
     }
     world.pass(Duration::from_millis(1200));
     assert!(world.output().starts_with("HTTP/1.1 408 Request Timeout"), "{}", world.output());
+}
+
+#[test]
+fn a_request_that_comes_while_a_handler_works_is_not_lost_to_the_announced_close() {
+    let finish = [false, true];
+    for is_finished in finish {
+        let mut world = World::new(patient());
+        world.open_window(1 << 20);
+        world.receive(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        world.drain();
+        world.receive(b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n");
+        if is_finished {
+            world.finish();
+        }
+        world.gate.set(true);
+        world.run(Readiness::NONE);
+        let output = world.output();
+        assert!(output.contains("waited") && output.contains("/next"), "{output}");
+        assert_eq!(world.site.ledger.counts().finished[0], 2);
+    }
 }

@@ -267,7 +267,9 @@ impl Flow {
         let ahead = self.ahead.get();
         match self.frame.get() {
             Frame::Chunked | Frame::Anything => true,
-            Frame::Body(rest) if rest > 0 => ahead.held > rest,
+            Frame::Body(rest) if rest > 0 => {
+                ahead.held > rest || (ahead.held == rest && ahead.readable)
+            }
             Frame::Body(_) | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
                 ahead.held > 0 || ahead.readable
             }
@@ -507,7 +509,7 @@ impl fmt::Debug for Flow {
 }
 
 /// What hyper reads at least at once (its `INIT_BUFFER_SIZE`).
-const HYPER_READ_BYTES: u64 = 8192;
+pub(super) const HYPER_READ_BYTES: u64 = 8192;
 
 impl Tracker for Rc<Flow> {
     fn begun(&self) {

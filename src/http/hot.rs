@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -173,6 +174,9 @@ impl<T: Transport> Hot<T> {
                 Ahead::Is(ran) => return ran,
             }
         }
+        if site.mode.get().announces() && self.look_behind().is_err() {
+            return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
+        }
         let polled = {
             let mut cx = Context::from_waker(&self.waker);
             let conn = Pin::new(&mut self.conn);
@@ -226,6 +230,11 @@ impl<T: Transport> Hot<T> {
     /// Whether what the client sends next is a head: nothing of its last request is outstanding.
     fn expects_head(&self) -> bool {
         matches!(self.flow.frame.get(), Frame::Head | Frame::Body(0) | Frame::Anything)
+    }
+
+    /// Sees what has come behind the request at hand, which hyper does not while a handler works.
+    fn look_behind(&mut self) -> io::Result<()> {
+        self.wire.borrow_mut().look_behind(&self.flow)
     }
 
     /// With no request at hand: what comes next?

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::chunked::Chunked;
-use super::flow::{Ahead, Flow, Frame};
+use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES};
 use super::head::{Head, HeadLimits, examine};
 use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
 use crate::ledger::RejectedCode;
@@ -310,6 +310,33 @@ impl<T: Transport> Wire<T> {
         Ok(next)
     }
 
+    /// Looks once more for bytes behind the request at hand, when epoll has announced some: hyper
+    /// reads nothing while a handler works, and announcing the close would lose a next request.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn look_behind(&mut self, flow: &Flow) -> io::Result<()> {
+        let rest = match flow.frame.get() {
+            Frame::Body(rest) => rest,
+            Frame::Head | Frame::HeadDone => 0,
+            // There is surplus in any case, or hyper is about to read.
+            Frame::Chunked | Frame::Anything | Frame::HeadRest(_) => return Ok(()),
+        };
+        // A long body that nobody has read yet is nothing to look behind.
+        if self.input.bytes().len() as u64 <= rest && rest <= HYPER_READ_BYTES {
+            self.input.fill(&mut self.socket)?;
+        }
+        flow.ahead.set(self.ahead());
+        Ok(())
+    }
+
+    fn ahead(&self) -> Ahead {
+        Ahead {
+            held: self.input.bytes().len() as u64,
+            readable: self.socket.is_readable() && !self.socket.is_read_closed(),
+        }
+    }
+
     /// Hands at most `limit` bytes to hyper. Zero means the end of stream.
     fn hand_over(
         &mut self,
@@ -380,10 +407,7 @@ impl<T: Transport> Wire<T> {
             Frame::Chunked if self.chunked.is_broken() => flow.frame.set(Frame::Anything),
             Frame::Head | Frame::Chunked | Frame::Anything => {}
         }
-        flow.ahead.set(Ahead {
-            held: self.input.bytes().len() as u64,
-            readable: self.socket.is_readable() && !self.socket.is_read_closed(),
-        });
+        flow.ahead.set(self.ahead());
         Poll::Ready(Ok(()))
     }
 
