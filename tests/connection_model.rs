@@ -461,3 +461,28 @@ fn a_request_that_comes_while_a_handler_works_is_not_lost_to_the_announced_close
         assert_eq!(world.site.ledger.counts().finished[0], 2);
     }
 }
+
+#[test]
+fn the_rest_of_an_unwanted_body_is_no_request_while_draining_either() {
+    let rest = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (framing, start) in [
+        ("Transfer-Encoding: chunked", format!("2\r\nab\r\n{:x}\r\n{rest}", rest.len())),
+        ("Content-Length: 37", format!("ab{rest}")),
+    ] {
+        for path in ["/some", "/ignore"] {
+            let mut world = World::new(patient());
+            world.open_window(1 << 20);
+            world.drain();
+            let (head, body) =
+                (format!("POST {path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n"), start.as_bytes());
+            let (some, more) = body.split_at(if framing.contains("chunked") { 12 } else { 2 });
+            world.receive(&[head.as_bytes(), some].concat());
+            world.receive(more);
+            world.pass(Duration::from_secs(2));
+            let output = world.output();
+            assert!(!output.contains("smuggled"), "{path}, {framing}:\n{output}");
+            assert_eq!(output.matches("HTTP/1.1").count(), 1, "{path}, {framing}:\n{output}");
+            assert_eq!(world.site.ledger.counts().begun, 1);
+        }
+    }
+}

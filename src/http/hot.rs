@@ -218,13 +218,25 @@ impl<T: Transport> Hot<T> {
         }
         self.idle_since = now;
         self.head_since = None;
-        if !self.flow.is_written() || !self.expects_head() {
+        if !self.flow.is_written() {
+            return Ran::Wait(None);
+        }
+        if self.is_last() {
+            return Ran::Linger(Manner::Sending, self.flow.close_outcome());
+        }
+        if !self.expects_head() {
             return Ran::Wait(None);
         }
         match self.look_ahead(now) {
             Ahead::Head => Ran::Again,
             Ahead::Is(ran) => ran,
         }
+    }
+
+    /// Whether no request follows the last one: whatever comes now is none. hyper would find out at
+    /// its next poll.
+    fn is_last(&self) -> bool {
+        self.flow.close_announced.get() || self.flow.has_unwanted_body()
     }
 
     /// Whether what the client sends next is a head: nothing of its last request is outstanding.
@@ -239,8 +251,7 @@ impl<T: Transport> Hot<T> {
 
     /// With no request at hand: what comes next?
     fn look_ahead(&mut self, now: Instant) -> Ahead {
-        if self.flow.close_announced.get() || self.flow.has_unwanted_body() {
-            // Whatever comes now is no request. hyper would find out at its next poll.
+        if self.is_last() {
             return Ahead::Is(Ran::Linger(Manner::Sending, self.flow.close_outcome()));
         }
         let next = self.wire.borrow_mut().next_head(&self.flow);
@@ -341,7 +352,14 @@ impl<T: Transport> Hot<T> {
         if let Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing = site.mode.get() {
             at = now;
         }
-        if now >= at { Ran::Hibernate } else { Ran::Wait(Some(at)) }
+        if now < at {
+            return Ran::Wait(Some(at));
+        }
+        if matches!(self.flow.frame.get(), Frame::Body(1..) | Frame::Chunked) {
+            // hyper never read the rest of a body that nobody wanted: it must not pass for a head.
+            return Ran::Linger(Manner::Sending, self.flow.close_outcome());
+        }
+        Ran::Hibernate
     }
 
     /// hyper gave up: bad bytes, a failed body, a dead socket.
