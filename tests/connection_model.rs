@@ -486,3 +486,22 @@ fn the_rest_of_an_unwanted_body_is_no_request_while_draining_either() {
         }
     }
 }
+
+#[test]
+fn a_stream_that_fails_leaves_the_responses_before_it_whole() {
+    let mut world = World::new(patient());
+    world.receive(
+        b"GET /big/300000 HTTP/1.1\r\nHost: x\r\n\r\nGET /fail HTTP/1.1\r\nHost: x\r\n\r\n",
+    );
+    for _ in 0..400 {
+        world.open_window(1000);
+    }
+    let output = world.output();
+    let body = output.bytes().filter(|byte| *byte == b'b').count();
+    assert!(body >= 300_000, "{body} bytes of 300000");
+    assert!(!output.ends_with("0\r\n\r\n"), "the stream looks complete");
+    assert!(world.pipe.0.borrow().is_shut);
+    let counts = world.site.ledger.counts();
+    assert_eq!(counts.finished[0], 1, "the first is answered");
+    assert_eq!(counts.finished[2], 1, "the second is cut");
+}

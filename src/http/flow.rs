@@ -41,6 +41,9 @@ pub struct Flow {
     pub(super) body: Cell<BodyOwner>,
     /// Whether the last response head announced the close: no head is read after it.
     pub(super) close_announced: Cell<bool>,
+    /// Whether the client of the request at hand knows no response that tells its own end
+    /// (HTTP/1.0).
+    pub(super) is_close_delimited: Cell<bool>,
     /// Whether the gate turned the last head down.
     pub(super) gate_rejected: Cell<bool>,
     stage: Cell<Stage>,
@@ -138,6 +141,7 @@ impl Flow {
             chunked: Cell::new(false),
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
+            is_close_delimited: Cell::new(false),
             gate_rejected: Cell::new(false),
             stage: Cell::new(Stage::Idle),
             verdict: Cell::new(None),
@@ -435,11 +439,16 @@ impl Flow {
     /// The connection ends now: whatever is not settled ends as `outcome`.
     pub(super) fn end(&self, outcome: RequestOutcome) {
         self.ended.set(true);
-        self.stage.set(Stage::Idle);
         let rest: Vec<Exchange> = self.finished.take().into();
         for exchange in rest {
             self.close_exchange(exchange, outcome, hold::CLIENT_TO_TAKE);
         }
+        self.break_off(outcome);
+    }
+
+    /// The request at hand ends as `outcome`; the responses before it go their way.
+    pub(super) fn break_off(&self, outcome: RequestOutcome) {
+        self.stage.set(Stage::Idle);
         if let Some(token) = self.token.take() {
             token.cancel();
         }

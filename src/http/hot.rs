@@ -389,7 +389,13 @@ impl<T: Transport> Hot<T> {
                 path = path.as_str();
                 "a response body failed: {}", chain(error)
             );
-            return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
+            if self.flow.is_close_delimited.get() {
+                return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
+            }
+            // No RST: responses before this one may still be on their way, and one that announced
+            // its length or came in chunks shows by itself that its end is missing.
+            self.flow.break_off(RequestOutcome::Cut);
+            return Ran::Linger(Manner::Sending, ConnectionOutcome::Cut);
         }
         self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned)
     }

@@ -80,6 +80,7 @@ impl Service<http::Request<Incoming>> for Gate {
             Some(length) => self.flow.frame.set(Frame::Body(length)),
             None => self.flow.frame.set(Frame::Chunked),
         }
+        self.flow.is_close_delimited.set(request.version() < Version::HTTP_11);
         self.flow.chunked.set(request.body().size_hint().exact().is_none());
         // Until a handler gets it.
         let is_over = request.body().is_end_stream();

@@ -372,7 +372,8 @@ impl<T: Transport> Wire<T> {
         }
         if flow.frame.get() == Frame::Head {
             if !flow.is_written() {
-                // So that a response's head is always the first thing that hyper writes.
+                // So that a response's head is always the first thing that hyper writes, and all of
+                // a response is in our hands when the next one fails.
                 return Poll::Pending;
             }
             match self.next_head(flow)? {
