@@ -505,3 +505,16 @@ fn a_stream_that_fails_leaves_the_responses_before_it_whole() {
     assert_eq!(counts.finished[0], 1, "the first is answered");
     assert_eq!(counts.finished[2], 1, "the second is cut");
 }
+
+#[test]
+fn a_client_that_goes_on_taking_a_large_response_is_not_stalled() {
+    let mut world = World::new(Limits::default());
+    world.receive(b"GET /big/1000000 HTTP/1.1\r\nHost: x\r\n\r\n");
+    for _ in 0..12 {
+        world.open_window(20_000);
+        world.pass(Duration::from_secs(7));
+    }
+    assert_eq!(world.outcome, None);
+    world.pass(Duration::from_secs(24));
+    assert_eq!(world.outcome, Some(ConnectionOutcome::TimedOut), "now it is");
+}

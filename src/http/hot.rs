@@ -40,6 +40,8 @@ pub(super) struct Hot<T: Transport + 'static> {
     head_since: Option<Instant>,
     /// When the kernel last took output, or there began to be some that it would not take.
     progress: Instant,
+    /// How much of the output the kernel had taken at the last look.
+    flushed: u64,
     /// Whether output waits for the client.
     stalled: bool,
     /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
@@ -77,6 +79,7 @@ impl<T: Transport> Hot<T> {
             idle_since: now,
             head_since: None,
             progress: now,
+            flushed: 0,
             stalled: false,
             unacknowledged: 0,
         }
@@ -274,15 +277,17 @@ impl<T: Transport> Hot<T> {
         let mut wire = self.wire.borrow_mut();
         let flushed = wire.flush();
         let position = wire.flushed();
+        // Large pieces went to the kernel within hyper's poll.
+        let moved = position > std::mem::replace(&mut self.flushed, position);
         let is_stalled = !wire.output.is_empty() || wire.blocked;
-        if is_stalled && (!self.stalled || matches!(flushed, Ok(true))) {
+        if is_stalled && (!self.stalled || moved) {
             self.unacknowledged = wire.socket.transport().unacknowledged().unwrap_or(0);
         }
         drop(wire);
         self.flow.settle(position);
-        let Ok(moved) = flushed else {
+        if flushed.is_err() {
             return Some(self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned));
-        };
+        }
         if moved || !self.stalled {
             self.progress = now;
         }

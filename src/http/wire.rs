@@ -282,15 +282,14 @@ impl<T: Transport> Wire<T> {
         }
     }
 
-    /// Writes what hyper wrote. Returns whether the kernel took anything.
+    /// Writes what hyper wrote.
     ///
     /// # Errors
     /// Those of the socket.
-    pub fn flush(&mut self) -> io::Result<bool> {
-        let before = self.flushed;
+    pub fn flush(&mut self) -> io::Result<()> {
         let flushed = self.output.flush(&mut self.socket)?;
         self.flushed += flushed as u64;
-        Ok(self.flushed > before)
+        Ok(())
     }
 
     /// How much of hyper's output the kernel has accepted.
