@@ -518,3 +518,18 @@ fn a_client_that_goes_on_taking_a_large_response_is_not_stalled() {
     world.pass(Duration::from_secs(24));
     assert_eq!(world.outcome, Some(ConnectionOutcome::TimedOut), "now it is");
 }
+
+#[test]
+fn idle_time_counts_from_the_last_byte_that_the_client_took() {
+    let mut world = World::new(Limits::default());
+    world.receive(b"GET /big/10000 HTTP/1.1\r\nHost: x\r\n\r\n");
+    for _ in 0..5 {
+        world.open_window(100);
+        world.pass(Duration::from_secs(20));
+    }
+    world.open_window(1 << 20);
+    world.pass(Duration::from_secs(74));
+    assert_eq!(world.outcome, None);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.outcome, Some(ConnectionOutcome::ClosedIdle));
+}

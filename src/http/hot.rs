@@ -291,6 +291,10 @@ impl<T: Transport> Hot<T> {
         if moved || !self.stalled {
             self.progress = now;
         }
+        if moved {
+            // Idle is who has been sent everything.
+            self.idle_since = now;
+        }
         self.stalled = is_stalled;
         None
     }
