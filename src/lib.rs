@@ -108,6 +108,10 @@ pub use server::{
 };
 pub use signals::{Signals, setup_signal_handlers};
 
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
+
 /// Has the README's examples compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -268,6 +268,10 @@ impl Flow {
 
     /// Whether a next request may be in hand already. Announcing the close would lose it.
     pub(super) fn has_surplus(&self) -> bool {
+        #[cfg(test)]
+        if self.site.has_fault(super::site::Fault::NoSurplusRule) {
+            return false;
+        }
         let ahead = self.ahead.get();
         match self.frame.get() {
             Frame::Chunked | Frame::Anything => true,
@@ -439,6 +443,7 @@ impl Flow {
     /// The connection ends now: whatever is not settled ends as `outcome`.
     pub(super) fn end(&self, outcome: RequestOutcome) {
         self.ended.set(true);
+        self.stage.set(Stage::Idle);
         let rest: Vec<Exchange> = self.finished.take().into();
         for exchange in rest {
             self.close_exchange(exchange, outcome, hold::CLIENT_TO_TAKE);

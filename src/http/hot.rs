@@ -180,6 +180,10 @@ impl<T: Transport> Hot<T> {
         if site.mode.get().announces() && self.look_behind().is_err() {
             return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
         }
+        #[cfg(test)]
+        if site.has_fault(super::site::Fault::HyperShutdown) && site.mode.get().announces() {
+            Pin::new(&mut self.conn).graceful_shutdown();
+        }
         let polled = {
             let mut cx = Context::from_waker(&self.waker);
             let conn = Pin::new(&mut self.conn);

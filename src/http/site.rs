@@ -49,6 +49,24 @@ pub struct Site {
     pub mode: Cell<Mode>,
     /// The turn's `now`.
     pub now: Cell<Instant>,
+    /// A mistake that the simulation is to find.
+    #[cfg(test)]
+    pub fault: Cell<Fault>,
+}
+
+/// Mistakes that lose requests in a shutdown, made on purpose.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    /// None is made.
+    #[default]
+    None,
+    /// hyper's own `graceful_shutdown` is used.
+    HyperShutdown,
+    /// The close is announced whatever is behind the request at hand.
+    NoSurplusRule,
+    /// An idle connection is closed without another look into the kernel's buffer.
+    NoLastLook,
 }
 
 /// What the metrics learn of a request.
@@ -163,6 +181,12 @@ impl Site {
             let seconds = end.saturating_duration_since(request.begun).as_secs_f64();
             metrics.request(&request.method, request.status, seconds);
         }
+    }
+
+    /// Whether the mistake is to be made.
+    #[cfg(test)]
+    pub fn has_fault(&self, fault: Fault) -> bool {
+        self.fault.get() == fault
     }
 
     /// The turn's `now` as a stamp.

@@ -81,17 +81,17 @@ pub(super) fn with<R>(f: impl FnOnce(&Local) -> R) -> Option<R> {
         .flatten()
 }
 
-pub(super) fn set_now(now: Instant) {
+pub(crate) fn set_now(now: Instant) {
     with(|local| local.now.set(now));
 }
 
-pub(super) fn has_woken() -> bool {
+pub(crate) fn has_woken() -> bool {
     with(|local| !local.woken.borrow().is_empty()).unwrap_or(false)
 }
 
 /// Hands every local wake to `f`. The list is taken first: `f` may cause further wakes, which are
 /// left for the next turn.
-pub(super) fn drain_woken(mut f: impl FnMut(Key)) {
+pub(crate) fn drain_woken(mut f: impl FnMut(Key)) {
     let Some(mut woken) = with(|local| local.woken.take()) else { return };
     for key in woken.drain(..) {
         f(key);
@@ -105,11 +105,11 @@ pub(super) fn drain_woken(mut f: impl FnMut(Key)) {
     });
 }
 
-pub(super) fn next_sleep() -> Option<Instant> {
+pub(crate) fn next_sleep() -> Option<Instant> {
     with(|local| local.sleeps.borrow().next()).flatten()
 }
 
-pub(super) fn end_sleeps(now: Instant) {
+pub(crate) fn end_sleeps(now: Instant) {
     // One at a time: a waker runs foreign code, which may start or drop sleeps.
     while let Some(waker) = with(|local| local.sleeps.borrow_mut().pop_due(now)).flatten() {
         waker.wake();

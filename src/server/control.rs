@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::dealer::Dealer;
 use super::elders::Elders;
-use super::endpoint::{Command, Endpoint, grace};
+use super::endpoint::{Command, Endpoint};
 use super::handle::GracefulShutdown;
 use super::holders::Inquiry;
 use super::hooks;
@@ -190,22 +190,15 @@ impl Control {
 
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Announce => self.command(Command::Announce, now),
-            Order::Resume => self.command(Command::Resume, now),
-            Order::Drain { idle } => {
-                self.look_for_elders(now);
-                let grace = grace(self.drain.policy(), idle);
-                self.command(Command::Drain(grace), now);
-            }
-            Order::Cancel => {
-                self.handle.cancellation().cancel();
-                self.command(Command::Cancel, now);
-            }
-            Order::Refuse => self.command(Command::Refuse, now),
-            Order::Cut => self.command(Command::Cut, now),
+            Order::Drain { .. } => self.look_for_elders(now),
+            Order::Cancel => self.handle.cancellation().cancel(),
+            Order::Announce | Order::Resume | Order::Refuse | Order::Cut => {}
             Order::CleanUp => self.clean_up(now),
             Order::Stop => self.verdict = Some(Verdict::Stopped),
             Order::Quit(status) => self.verdict = Some(Verdict::Quit(status)),
+        }
+        if let Some(command) = Command::of(order, self.drain.policy()) {
+            self.command(command, now);
         }
     }
 

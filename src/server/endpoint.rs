@@ -12,7 +12,7 @@ use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::holders::HOLDS_MAX;
 use super::listener::Bound;
-use crate::drain::Policy;
+use crate::drain::{Order, Patience, Policy};
 use crate::http::connection::{Connection, Means, Step};
 use crate::http::hold::Hold;
 use crate::http::site::{Grace, Mode, Site};
@@ -89,7 +89,7 @@ impl Endpoint {
     pub fn listen(&mut self, bound: Vec<Bound>) -> Result<(), StartError> {
         for bound in bound {
             let listener = bound.listen(&self.registrar, self.listener_key())?;
-            self.entrance.add(listener);
+            self.attend(listener);
         }
         Ok(())
     }
@@ -120,8 +120,14 @@ impl<L: Acceptor> Endpoint<L> {
         }
     }
 
+    /// Accepts from `listener`, whose readiness is announced under
+    /// [`listener_key`](Self::listener_key).
+    pub fn attend(&mut self, listener: L) {
+        self.entrance.add(listener);
+    }
+
     /// The key of the next listener.
-    fn listener_key(&self) -> Key {
+    pub fn listener_key(&self) -> Key {
         Key::new(self.space + 1, Token::from_bits(self.entrance.len() as u64))
     }
 
@@ -410,15 +416,30 @@ fn is_hot(state: ConnectionState) -> bool {
     matches!(state, ConnectionState::Handling | ConnectionState::Streaming | ConnectionState::Idle)
 }
 
+impl Command {
+    /// What an order means to the workers; `None`: nothing.
+    pub fn of(order: Order, policy: &Policy) -> Option<Command> {
+        match order {
+            Order::Announce => Some(Command::Announce),
+            Order::Resume => Some(Command::Resume),
+            Order::Drain { idle } => Some(Command::Drain(grace(policy, idle))),
+            Order::Cancel => Some(Command::Cancel),
+            Order::Refuse => Some(Command::Refuse),
+            Order::Cut => Some(Command::Cut),
+            Order::CleanUp | Order::Stop | Order::Quit(_) => None,
+        }
+    }
+}
+
 /// How a policy treats idle clients.
-pub fn grace(policy: &Policy, idle: crate::drain::Patience) -> Grace {
+fn grace(policy: &Policy, idle: Patience) -> Grace {
     match idle {
-        crate::drain::Patience::Window => Grace {
+        Patience::Window => Grace {
             first_byte: policy.first_byte_grace,
             idle: policy.idle_window,
             spread: Duration::ZERO,
         },
-        crate::drain::Patience::None => {
+        Patience::None => {
             Grace { first_byte: Duration::ZERO, idle: Duration::ZERO, spread: Duration::ZERO }
         }
     }

@@ -42,6 +42,8 @@ impl SiteSetup {
             keep_alive: keep_alive(&self.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
+            #[cfg(test)]
+            fault: Cell::default(),
             limits: self.limits,
         }
     }
