@@ -36,6 +36,10 @@ mod outcomes;
 
 mod hibernation;
 
+mod keep_alive;
+
+mod cancellation;
+
 mod health;
 
 mod connections;
@@ -53,6 +57,12 @@ mod shutdown_lame_duck;
 mod shutdown_deadline;
 
 mod shutdown_signals;
+
+mod drain_states;
+
+mod handle;
+
+mod hooks;
 
 mod workers_zero;
 
