@@ -501,7 +501,9 @@ impl Reopening {
                 open.push_back(client);
                 if open.len() > 50 {
                     let oldest = open.pop_front().expect("many");
-                    if count % 2 == 0 { oldest.reset() } else { drop(oldest) }
+                    if count % 2 == 0 {
+                        oldest.reset();
+                    }
                 }
             }
         });

@@ -22,8 +22,8 @@ fn lame() -> Policy {
 /// A server that is steered by `handle`.
 fn joined(handle: &GracefulShutdown, gate: &Gate, workers: usize) -> Served {
     let options = Options { workers: Workers::Count(workers), ..options() };
-    let server = Server::bind(options, app(gate)).expect("a free port");
-    Served::run(server.with_shutdown(handle).expect("it has no server yet"))
+    let bound = Server::bind(options, app(gate)).expect("a free port");
+    Served::run(bound.with_shutdown(handle).expect("it has no server yet"))
 }
 
 fn phases(report: &ebbtide::Report) -> Vec<Phase> {
@@ -93,12 +93,12 @@ fn a_force_before_the_start_ends_the_server_at_its_start() {
 
 #[test]
 fn a_shutdown_that_was_taken_back_before_the_start_does_not_happen() {
-    let server = Server::bind(Options { shutdown: lame(), ..options() }, app(&Gate::default()));
-    let server = server.expect("a free port");
-    let handle = server.shutdown_handle();
+    let bound = Server::bind(Options { shutdown: lame(), ..options() }, app(&Gate::default()));
+    let bound = bound.expect("a free port");
+    let handle = bound.shutdown_handle();
     handle.shutdown();
     handle.undrain();
-    let served = Served::run(server);
+    let served = Served::run(bound);
     served.until_ready();
     wait_until("it is taken back", || !handle.is_shutting_down());
     assert_eq!(served.phase(), Phase::Running);
@@ -128,9 +128,9 @@ fn one_handle_steers_one_server() {
 
 #[test]
 fn a_server_may_not_be_given_its_own_handle() {
-    let server = Server::bind(options(), app(&Gate::default())).expect("a free port");
-    let own = server.shutdown_handle();
-    assert!(matches!(server.with_shutdown(&own), Err(StartError::HandleInUse)));
+    let bound = Server::bind(options(), app(&Gate::default())).expect("a free port");
+    let own = bound.shutdown_handle();
+    assert!(matches!(bound.with_shutdown(&own), Err(StartError::HandleInUse)));
 }
 
 #[test]
@@ -139,10 +139,10 @@ fn a_server_that_is_dropped_without_having_run_leaves_nobody_waiting() {
     let (one, two) = (handle.clone(), handle.clone());
     let begun = spawn("waiting for the beginning", move || one.wait_for_shutdown());
     let over = spawn("waiting for the end", move || two.finished());
-    let server = Server::bind(options(), app(&Gate::default())).expect("a free port");
-    let server = server.with_shutdown(&handle).expect("a fresh handle");
+    let bound = Server::bind(options(), app(&Gate::default())).expect("a free port");
+    let bound = bound.with_shutdown(&handle).expect("a fresh handle");
     assert!(!begun.is_finished() && !over.is_finished());
-    drop(server);
+    drop(bound);
     begun.join().expect("no panic");
     let report = over.join().expect("no panic");
     assert_eq!((report.exit_status, &report.counts), (1, &Counts::default()));
@@ -512,8 +512,8 @@ fn a_handler_may_end_its_own_server() {
             }),
         );
         let options = Options { workers: Workers::Count(workers), ..options() };
-        let server = Server::bind(options, router).expect("a free port");
-        let served = Served::run(server.with_shutdown(&handle).expect("a fresh handle"));
+        let bound = Server::bind(options, router).expect("a free port");
+        let served = Served::run(bound.with_shutdown(&handle).expect("a fresh handle"));
         let mut client = served.client();
         assert_eq!(client.get("/end").status, 200);
         drop(client);
@@ -533,9 +533,9 @@ fn many_threads_may_use_the_handle_at_once() {
                     drop(handle.add_connection());
                     handle.snapshot();
                     if number % 2 == 0 {
-                        handle.shutdown()
+                        handle.shutdown();
                     } else {
-                        handle.undrain()
+                        handle.undrain();
                     }
                     handle.cancellation();
                     handle.finished_within(ms(0));

@@ -20,14 +20,14 @@ fn two_seconds() -> Policy {
 
 /// What happened, in order.
 #[derive(Clone, Default)]
-struct Notes(Arc<Mutex<Vec<String>>>);
+pub struct Notes(Arc<Mutex<Vec<String>>>);
 
 impl Notes {
-    fn add(&self, what: &str) {
+    pub fn add(&self, what: &str) {
         self.0.lock().expect("no panic while held").push(what.to_owned());
     }
 
-    fn all(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         self.0.lock().expect("no panic while held").clone()
     }
 
@@ -48,7 +48,7 @@ impl Notes {
 }
 
 /// A hook that never ends, as far as its server is concerned.
-fn hanging(name: &str, gate: &Gate) -> Hook {
+pub fn hanging(name: &str, gate: &Gate) -> Hook {
     let gate = gate.clone();
     Hook::http_drained(name, move |_| {
         gate.block();
@@ -56,14 +56,14 @@ fn hanging(name: &str, gate: &Gate) -> Hook {
     })
 }
 
-fn of<'a>(report: &'a Report, name: &str) -> &'a HookReport {
+pub fn of<'a>(report: &'a Report, name: &str) -> &'a HookReport {
     let mut found = report.hooks.iter().filter(|hook| hook.name == name);
     let hook = found.next().unwrap_or_else(|| panic!("no {name} in {:?}", report.hooks));
     assert!(found.next().is_none(), "{name} has one outcome: {:?}", report.hooks);
     hook
 }
 
-fn names(report: &Report) -> Vec<&str> {
+pub fn names(report: &Report) -> Vec<&str> {
     report.hooks.iter().map(|hook| hook.name.as_str()).collect()
 }
 
@@ -107,11 +107,11 @@ fn stages_come_one_after_the_other_and_hooks_of_one_run_side_by_side() {
 fn hooks_run_when_http_is_over_and_not_before() {
     let (gate, notes) = (Gate::default(), Notes::default());
     let served = Served::start(app(&gate));
-    let noting = notes.clone();
+    let theirs = notes.clone();
     let handle = served.handle.clone();
     served.handle.on_cleanup(Hook::http_drained("close", move |_| {
         let counts = handle.snapshot().counts;
-        noting.add(&format!("{} in flight, {} open", counts.in_flight, counts.open()));
+        theirs.add(&format!("{} in flight, {} open", counts.in_flight, counts.open()));
         Ok(())
     }));
     let mut client = served.client();
@@ -217,9 +217,9 @@ fn a_hook_is_given_its_deadline() {
     for (limit, expected) in [(None, ms(400)), (Some(ms(150)), ms(150)), (Some(ms(9000)), ms(400))]
     {
         let given = Arc::new(Mutex::new(None));
-        let noting = Arc::clone(&given);
+        let theirs = Arc::clone(&given);
         let mut hook = Hook::http_drained("asks", move |deadline| {
-            *noting.lock().expect("no panic while held") = Some((now(), deadline));
+            *theirs.lock().expect("no panic while held") = Some((now(), deadline));
             Ok(())
         });
         if let Some(limit) = limit {
@@ -231,7 +231,7 @@ fn a_hook_is_given_its_deadline() {
         let report = served.report();
         let (at, deadline) = given.lock().expect("no panic while held").expect("it ran");
         let left = deadline.saturating_duration_since(at);
-        assert!((expected - ms(100)..=expected).contains(&left), "{limit:?}: {left:?} left");
+        assert!(left <= expected && left + ms(100) >= expected, "{limit:?}: {left:?} left");
         assert_eq!(of(&report, "asks").limit, expected);
     }
 }
@@ -243,10 +243,10 @@ fn a_hung_hook_leaves_time_for_the_last_stage_and_does_not_outlast_the_budget() 
         let options = Options { shutdown: two_seconds(), workers, ..options() };
         let served = Served::with(options, app(&Gate::default()));
         let (gate, notes) = (Gate::default(), Notes::default());
-        let noting = notes.clone();
+        let theirs = notes.clone();
         served.handle.on_cleanup(hanging("hangs", &gate));
         served.handle.on_cleanup(Hook::last("flush", move |deadline| {
-            noting.add(if now() < deadline { "in time" } else { "too late" });
+            theirs.add(if now() < deadline { "in time" } else { "too late" });
             Ok(())
         }));
         let began = now();
@@ -283,7 +283,8 @@ fn hooks_after_a_cut_end_within_the_budget() {
     served.begin_shutdown();
     let report = served.report();
     assert_took(began, ms(2000));
-    (gate.open(), hang.open());
+    gate.open();
+    hang.open();
     assert_eq!((report.exit_status, report.cut), (3, 2));
     assert!(report.hooks.iter().all(|hook| hook.outcome == HookOutcome::Overran));
     assert_eq!(report.hooks.len(), 2);
@@ -321,9 +322,9 @@ fn a_hook_that_comes_too_late_is_not_run_and_harms_nothing() {
     served.begin_shutdown();
     gate.until_arrived(1);
     let late = |name: &str| {
-        let noted = Noted(notes.clone());
+        let alive = Noted(notes.clone());
         Hook::last(name, move |_| {
-            noted.0.add("run");
+            alive.0.add("run");
             Ok(())
         })
     };
@@ -342,9 +343,9 @@ fn a_hook_that_comes_too_late_is_not_run_and_harms_nothing() {
 fn a_hook_may_use_the_handle() {
     let served = Served::start(app(&Gate::default()));
     let (handle, notes) = (served.handle.clone(), Notes::default());
-    let noting = notes.clone();
+    let theirs = notes.clone();
     served.handle.on_cleanup(Hook::http_drained("asks", move |_| {
-        noting.add(handle.snapshot().phase.name());
+        theirs.add(handle.snapshot().phase.name());
         assert!(handle.is_shutting_down());
         handle.on_cleanup(Hook::last("never", |_| Err("too late".into())));
         handle.shutdown();
@@ -363,15 +364,15 @@ fn hooks_that_were_there_before_the_server_are_run_by_it() {
     for workers in [1, 0] {
         let handle = GracefulShutdown::new(ms(3000));
         let notes = Notes::default();
-        let noting = notes.clone();
+        let theirs = notes.clone();
         handle.on_cleanup(Hook::http_drained("the pool", move |_| {
-            noting.add("closed");
+            theirs.add("closed");
             Ok(())
         }));
         let options = Options { workers: Workers::Count(workers), ..options() };
-        let server = Server::bind(options, app(&Gate::default())).expect("a free port");
-        let server = server.with_shutdown(&handle).expect("it has no server yet");
-        let served = Served::run(server);
+        let bound = Server::bind(options, app(&Gate::default())).expect("a free port");
+        let bound = bound.with_shutdown(&handle).expect("it has no server yet");
+        let served = Served::run(bound);
         served.client().get("/hello").expect(200, "hello");
         assert_eq!(notes.all(), Vec::<String>::new());
         handle.signal_handler(Signal::Interrupt);
@@ -380,82 +381,6 @@ fn hooks_that_were_there_before_the_server_are_run_by_it() {
         assert_eq!((report.exit_status, report.budget), (0, ms(3000)));
         assert_eq!(names(&report), ["the pool"]);
     }
-}
-
-#[test]
-fn a_program_without_a_server_runs_its_hooks_once() {
-    let handle = GracefulShutdown::new(ms(2000));
-    let (notes, gate) = (Notes::default(), Gate::default());
-    let (one, two) = (notes.clone(), notes.clone());
-    handle.on_cleanup(Hook::last("flush", move |_| {
-        two.add("flush");
-        Err("full".into())
-    }));
-    handle.on_cleanup(Hook::http_drained("close", move |_| {
-        one.add("close");
-        Ok(())
-    }));
-    handle.on_cleanup(hanging("hangs", &gate).limit(ms(100)));
-    let began = now();
-    let reports = handle.cleanup_resources();
-    assert_took(began, ms(100));
-    gate.open();
-    let outcomes: Vec<(&str, &str)> =
-        reports.iter().map(|hook| (hook.name.as_str(), hook.outcome.name())).collect();
-    assert_eq!(outcomes, [("close", "done"), ("hangs", "overran"), ("flush", "failed")]);
-    assert_eq!(notes.all(), ["close", "flush"]);
-    assert_eq!(handle.cleanup_resources(), []);
-    assert_eq!(notes.all(), ["close", "flush"]);
-}
-
-#[test]
-fn cleaning_up_without_a_server_takes_no_longer_than_its_share() {
-    let (handle, gate) = (GracefulShutdown::new(ms(1000)), Gate::default());
-    handle.on_cleanup(hanging("hangs", &gate));
-    let began = now();
-    let reports = handle.cleanup_resources();
-    assert_took(began, ms(200));
-    gate.open();
-    assert_eq!(reports[0].outcome, HookOutcome::Overran);
-}
-
-#[test]
-fn many_threads_that_clean_up_run_each_hook_once() {
-    let (handle, notes) = (GracefulShutdown::new(ms(5000)), Notes::default());
-    for count in 0..20 {
-        let noting = notes.clone();
-        handle.on_cleanup(Hook::http_drained(count.to_string(), move |_| {
-            noting.add("run");
-            Ok(())
-        }));
-    }
-    let threads: Vec<_> = (0..8)
-        .map(|_| {
-            let handle = handle.clone();
-            super::support::spawn("cleaning up", move || handle.cleanup_resources().len())
-        })
-        .collect();
-    let ran: usize = threads.into_iter().map(|thread| thread.join().expect("no panic")).sum();
-    assert_eq!((ran, notes.all().len()), (20, 20));
-}
-
-#[test]
-fn hooks_that_the_program_ran_itself_are_in_the_report_and_not_run_again() {
-    let served = Served::start(app(&Gate::default()));
-    let notes = Notes::default();
-    let noting = notes.clone();
-    served.handle.on_cleanup(Hook::last("early", move |_| {
-        noting.add("run");
-        Err("too early".into())
-    }));
-    assert_eq!(served.handle.cleanup_resources().len(), 1);
-    // The server serves on.
-    served.client().get("/hello").expect(200, "hello");
-    served.begin_shutdown();
-    let report = served.report();
-    assert_eq!(notes.all(), ["run"]);
-    assert_eq!(names(&report), ["early"]);
-    assert_eq!(report.exit_status, 4);
 }
 
 #[test]
@@ -538,9 +463,9 @@ fn a_signal_while_hooks_run_ends_it_at_once_and_names_them() {
 fn a_second_signal_hurries_to_the_hooks_and_does_not_skip_them() {
     let (gate, notes) = (Gate::default(), Notes::default());
     let served = Served::ending(Policy { timeout: ms(4000), ..Policy::default() }, app(&gate));
-    let noting = notes.clone();
+    let theirs = notes.clone();
     served.handle.on_cleanup(Hook::http_drained("close", move |_| {
-        noting.add("closed");
+        theirs.add("closed");
         Ok(())
     }));
     let mut client = served.client();
@@ -559,9 +484,9 @@ fn a_second_signal_hurries_to_the_hooks_and_does_not_skip_them() {
 fn a_quit_runs_no_hook() {
     let notes = Notes::default();
     let served = Served::start(app(&Gate::default()));
-    let noting = notes.clone();
+    let theirs = notes.clone();
     served.handle.on_cleanup(Hook::http_drained("close", move |_| {
-        noting.add("closed");
+        theirs.add("closed");
         Ok(())
     }));
     served.handle.signal_handler(Signal::Quit);
@@ -611,20 +536,20 @@ fn fifty_hooks_of_one_stage_run_side_by_side() {
 fn a_hook_registered_by_a_request_is_run() {
     let notes = Notes::default();
     let handle = GracefulShutdown::new(ms(5000));
-    let (noting, registering) = (notes.clone(), handle.clone());
+    let (theirs, registering) = (notes.clone(), handle.clone());
     let router = Router::new().route(
         "/register",
         get(move |_: Request| {
-            let noting = noting.clone();
+            let theirs = theirs.clone();
             registering.on_cleanup(Hook::last("from a handler", move |_| {
-                noting.add("run");
+                theirs.add("run");
                 Ok(())
             }));
             "registered"
         }),
     );
-    let server = Server::bind(options(), router).expect("a free port");
-    let served = Served::run(server.with_shutdown(&handle).expect("a fresh handle"));
+    let bound = Server::bind(options(), router).expect("a free port");
+    let served = Served::run(bound.with_shutdown(&handle).expect("a fresh handle"));
     let mut client = served.client();
     client.get("/register").expect(200, "registered");
     client.get("/register").expect(200, "registered");

@@ -40,6 +40,8 @@ mod keep_alive;
 
 mod cancellation;
 
+mod truncated;
+
 mod health;
 
 mod connections;
@@ -63,6 +65,8 @@ mod drain_states;
 mod handle;
 
 mod hooks;
+
+mod hooks_alone;
 
 mod workers_zero;
 
