@@ -280,7 +280,8 @@ impl<L: Acceptor> Endpoint<L> {
             return grace;
         }
         let spread = grace.idle / 10;
-        Grace { idle: grace.idle - spread - TICK.min(spread), spread, ..grace }
+        let idle = grace.idle.saturating_sub(spread + TICK.min(spread));
+        Grace { idle, spread, ..grace }
     }
 
     fn run_all(&mut self, each: impl Fn(&mut Connection<L::Stream>)) {

@@ -118,7 +118,7 @@ fn a_slow_reader_whose_request_is_not_read_to_its_end_gets_its_whole_response() 
     // Smaller and larger than what the kernel takes for a client that reads nothing.
     for size in [2 << 20, 8 << 20] {
         let served = Served::start(deaf(&Gate::default()));
-        // What is unread when a socket is closed makes the kernel reset it, and drop the send queue.
+        // What is unread at a close makes the kernel reset the socket and drop its send queue.
         let path = format!("/deaf/{size}");
         let mut by_length = Client::with_small_window(served.address());
         by_length.send(&upload(&path, pattern(4_000_000))[..300_000]);

@@ -1,9 +1,9 @@
 //! A program of somebody's own, with hooks and a handle: this very test binary, started once more.
 //!
 //! The server's own binary has no hooks that fail and nobody who takes a shutdown back. So a test
-//! starts its own executable with one test selected, [`is_a_program_when_it_is_told_so`], which then
-//! is the program: it serves the sample, catches signals, logs JSON to stderr, obeys the lines of
-//! its stdin and ends with the status of its report.
+//! starts its own executable with one test selected, [`is_a_program_when_it_is_told_so`], which
+//! then is the program: it serves the sample, catches signals, logs JSON to stderr, obeys the lines
+//! of its stdin and ends with the status of its report.
 
 use std::io::{BufRead, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};

@@ -110,7 +110,7 @@ fn hooks_may_use_their_time_and_the_log_says_what_it_waits_for() {
     // Hooks have 2 s, the first stage four fifths of it.
     let hooks = &["http_drained:slow:takes-its-time", "last:flush:works"];
     for workers in [2, 0] {
-        let (mut server, _stdin) = Program { hooks, workers, ..Program::default() }.start();
+        let (mut server, _stdin) = Program { workers, hooks, ..Program::default() }.start();
         server.signal("TERM");
         let line = server.log.wait("shutdown_progress");
         assert_eq!(
