@@ -85,11 +85,11 @@ pub const HYPER_BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// A response piece of this size is handed to the kernel as it is instead of being copied.
 pub const DIRECT_BYTES_MIN: usize = 16 * 1024;
 
-/// After the send queue is empty, how long a closing connection waits for the peer's next sign of
-/// life.
+/// After the send queue is empty, how long a closing connection waits for the peer's FIN, or for
+/// more of a request that the peer is in the middle of.
 pub const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// How long a closing connection may go on discarding what the peer sends.
+/// How long a closing connection may go on discarding a request that nobody wants.
 pub const LINGER_MAX: Duration = Duration::from_secs(30);
 
 /// The pause before a client should come back, in every 503.

@@ -62,6 +62,8 @@ mod shutdown_signals;
 
 mod drain_states;
 
+mod drain_hostile;
+
 mod handle;
 
 mod hooks;
