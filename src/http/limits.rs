@@ -55,6 +55,19 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The same, with times that can be added to any instant: a year is as good as for ever.
+    pub(crate) fn bounded(self) -> Limits {
+        Limits {
+            first_byte_timeout: self.first_byte_timeout.min(LONGEST),
+            head_timeout: self.head_timeout.min(LONGEST),
+            keep_alive_timeout: self.keep_alive_timeout.min(LONGEST),
+            body_stall_timeout: self.body_stall_timeout.min(LONGEST),
+            write_stall_timeout: self.write_stall_timeout.min(LONGEST),
+            request_timeout: self.request_timeout.min(LONGEST),
+            ..self
+        }
+    }
+
     pub(super) fn head(&self) -> HeadLimits {
         HeadLimits {
             bytes_max: self.head_bytes_max,
@@ -63,6 +76,8 @@ impl Limits {
         }
     }
 }
+
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long a body may take before its average rate matters.
 pub const BODY_RATE_AFTER: Duration = Duration::from_secs(10);

@@ -115,7 +115,7 @@ impl Server {
         let prefix = id_prefix();
         let views = (0u64..).zip(ledgers).map(|(index, ledger)| {
             let site = SiteSetup {
-                limits: options.limits.clone(),
+                limits: options.limits.clone().bounded(),
                 router: router.clone(),
                 ledger,
                 watch: Arc::default(),

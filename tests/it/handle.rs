@@ -553,3 +553,48 @@ fn many_threads_may_use_the_handle_at_once() {
     let report = served.stop();
     assert_eq!((report.other_work, report.refused, report.cut), (0, 0, 0));
 }
+
+#[test]
+fn times_without_end_overflow_nowhere() {
+    let (gate, forever) = (Gate::default(), std::time::Duration::MAX);
+    let handle = GracefulShutdown::new(forever);
+    handle.on_cleanup(ebbtide::Hook::http_drained("close", |_| Ok(())).limit(forever));
+    let shutdown =
+        Policy { delay: forever, idle_window: forever, first_byte_grace: forever, ..lame() };
+    let limits = ebbtide::Limits {
+        first_byte_timeout: forever,
+        head_timeout: forever,
+        keep_alive_timeout: forever,
+        body_stall_timeout: forever,
+        write_stall_timeout: forever,
+        request_timeout: forever,
+        ..ebbtide::Limits::default()
+    };
+    let options = Options { shutdown, limits, ..options() };
+    let bound = Server::bind(options, app(&gate)).expect("a free port");
+    let served = Served::run(bound.with_shutdown(&handle).expect("a fresh handle"));
+    let (mut idle, silent, mut half) = (served.client(), served.client(), served.client());
+    idle.get("/hello").expect(200, "hello");
+    half.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo");
+    let mut reader = Client::with_small_window(served.address());
+    reader.send(request("/bytes/8000000"));
+    let mut waiting = served.client();
+    waiting.send(request("/wait"));
+    gate.until_arrived(1);
+    // The lame duck has no end either.
+    served.begin_shutdown();
+    assert_eq!(served.phase(), Phase::LameDuck);
+    handle.undrain();
+    wait_until("it is undone", || !handle.is_shutting_down());
+    handle.signal_handler(Signal::Interrupt);
+    handle.wait_for_shutdown();
+    idle.expect_end();
+    waiting.expect_silence(ms(100));
+    gate.open();
+    waiting.read_response().expect(200, "waited");
+    half.send("dy");
+    half.read_response().expect(200, "body");
+    assert_eq!(reader.read_response().body.len(), 8_000_000);
+    drop((idle, silent, half, waiting, reader));
+    assert_eq!(served.report().exit_status, 0);
+}
