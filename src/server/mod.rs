@@ -428,7 +428,7 @@ fn id_prefix() -> u64 {
 
 /// How long the report's file is waited for at most, and at least when the budget is used up.
 const REPORT_WRITE_MAX: Duration = Duration::from_secs(1);
-const REPORT_WRITE_MIN: Duration = Duration::from_millis(20);
+const REPORT_WRITE_MIN: Duration = Duration::from_millis(100);
 
 /// Connections that the admin listener takes.
 const ADMIN_CONNECTIONS_MAX: usize = 256;
