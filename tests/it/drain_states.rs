@@ -187,7 +187,11 @@ fn three_requests_of_one_segment_are_answered_whenever_the_signal_comes() {
         blocking.send(request("/block"));
         gate.until_arrived(3);
         unseen.send(request("/hello") + &request("/bytes/3") + &request("/hello"));
-        served.handle.signal_handler(Signal::Terminate);
+        served.handle.shutdown();
+        if workers != Workers::Count(0) {
+            // Whose control is not blocked.
+            served.until_phase(Phase::Draining);
+        }
         gate.open();
         blocking.read_response().expect(200, "blocked");
         for (client, first) in

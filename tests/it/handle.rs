@@ -6,13 +6,7 @@ use ebbtide::{
 };
 
 use super::client::{Client, request};
-use super::support::{
-    Gate, SIGNAL_ECHO, SLACK, Served, app, assert_took, ms, now, options, spawn, wait_until,
-};
-
-fn two_seconds() -> Policy {
-    Policy { timeout: ms(2000), ..Policy::default() }
-}
+use super::support::{Gate, SLACK, Served, app, assert_took, ms, now, options, spawn, wait_until};
 
 /// A server with a lame duck of a second.
 fn lame() -> Policy {
@@ -200,6 +194,7 @@ fn other_work_that_does_not_end_is_told_and_then_counted() {
         let served = joined(&handle, &Gate::default(), workers);
         let work = (handle.add_connection(), handle.add_connection());
         let token = handle.cancellation();
+        served.until_ready();
         let began = now();
         handle.shutdown();
         wait_until("it is told", || token.is_cancelled());
@@ -226,6 +221,7 @@ fn other_work_that_heeds_the_token_loses_nothing() {
         wait_until("it is told", || token.is_cancelled());
         drop(work);
     });
+    served.until_ready();
     let began = now();
     handle.shutdown();
     let report = served.report();
@@ -479,23 +475,6 @@ fn undoing_comes_too_late_once_the_listeners_are_closed() {
     assert!(client.read_response().expect(200, "waited").announces_close());
     drop(client);
     assert_eq!(served.report().exit_status, 0);
-}
-
-#[test]
-fn a_program_may_step_up_as_a_second_signal_would() {
-    let gate = Gate::default();
-    let served = Served::ending(two_seconds(), app(&gate));
-    let mut client = served.client();
-    client.send(request("/wait"));
-    gate.until_arrived(1);
-    served.handle.signal_handler(Signal::Terminate);
-    served.handle.wait_for_shutdown();
-    client.expect_silence(SIGNAL_ECHO + ms(20));
-    served.handle.signal_handler(Signal::Terminate);
-    served.until_phase(Phase::Cancelling);
-    client.read_response().expect_refusal();
-    drop(client);
-    assert_eq!(served.report().exit_status, 3);
 }
 
 #[test]
