@@ -68,7 +68,7 @@ fn one_request_of_two_seconds_takes_at_most_that() {
 }
 
 #[test]
-fn five_thousand_silent_connections_take_at_most_the_idle_window() {
+fn with_5000_silent_connections_it_takes_at_most_the_idle_window() {
     const COUNT: usize = 5000;
     let _turn = alone();
     if raise_descriptors() < 2 * COUNT + 200 {
