@@ -50,6 +50,21 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// The same, with times that can be added to any instant: a year is as good as for ever.
+    pub(super) fn bounded(self) -> Policy {
+        Policy {
+            timeout: self.timeout.min(LONGEST),
+            delay: self.delay.min(LONGEST),
+            first_byte_grace: self.first_byte_grace.min(LONGEST),
+            idle_window: self.idle_window.min(LONGEST),
+            ..self
+        }
+    }
+}
+
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// How long each phase may last. The parts add up to T.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {

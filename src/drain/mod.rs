@@ -173,6 +173,7 @@ pub struct Drain {
 
 impl Drain {
     pub fn new(policy: Policy) -> Drain {
+        let policy = policy.bounded();
         let budget = Budget::carve(policy.timeout, policy.delay);
         Drain {
             policy,

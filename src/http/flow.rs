@@ -53,7 +53,7 @@ pub struct Flow {
     /// The connection is being taken down: what is dropped now has not completed.
     ended: Cell<bool>,
     current: RefCell<Option<Exchange>>,
-    /// Of the request at hand; `Some` once somebody has asked for it.
+    /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
     token: RefCell<Option<CancellationToken>>,
     /// Whether the client has finished sending, which may mean that it is gone.
     pub(super) client_finished: Cell<bool>,
@@ -561,6 +561,8 @@ impl Tracker for Rc<Flow> {
         if let Some(exchange) = exchange {
             self.finished.borrow_mut().push_back(exchange);
             self.stage.set(Stage::Idle);
+            // It has its answer: what becomes of the connection is no news for its token.
+            drop(self.token.take());
         }
     }
 }

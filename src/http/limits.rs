@@ -55,6 +55,19 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The same, with times that can be added to any instant: a year is as good as for ever.
+    pub(crate) fn bounded(self) -> Limits {
+        Limits {
+            first_byte_timeout: self.first_byte_timeout.min(LONGEST),
+            head_timeout: self.head_timeout.min(LONGEST),
+            keep_alive_timeout: self.keep_alive_timeout.min(LONGEST),
+            body_stall_timeout: self.body_stall_timeout.min(LONGEST),
+            write_stall_timeout: self.write_stall_timeout.min(LONGEST),
+            request_timeout: self.request_timeout.min(LONGEST),
+            ..self
+        }
+    }
+
     pub(super) fn head(&self) -> HeadLimits {
         HeadLimits {
             bytes_max: self.head_bytes_max,
@@ -63,6 +76,8 @@ impl Limits {
         }
     }
 }
+
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long a body may take before its average rate matters.
 pub const BODY_RATE_AFTER: Duration = Duration::from_secs(10);
@@ -85,11 +100,11 @@ pub const HYPER_BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// A response piece of this size is handed to the kernel as it is instead of being copied.
 pub const DIRECT_BYTES_MIN: usize = 16 * 1024;
 
-/// After the send queue is empty, how long a closing connection waits for the peer's next sign of
-/// life.
+/// After the send queue is empty, how long a closing connection waits for the peer's FIN, or for
+/// more of a request that the peer is in the middle of.
 pub const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// How long a closing connection may go on discarding what the peer sends.
+/// How long a closing connection may go on discarding a request that nobody wants.
 pub const LINGER_MAX: Duration = Duration::from_secs(30);
 
 /// The pause before a client should come back, in every 503.

@@ -7,8 +7,8 @@
 //!
 //! While bytes are unacknowledged the write-stall limit rules; a client that takes nothing is
 //! reset, for a plain close would leave the kernel with the send queue. Once all is acknowledged,
-//! the client has a moment of silence to close in, and if it goes on sending, a longer but limited
-//! time.
+//! the client has a moment to close in. One that was not done sending its request has that moment
+//! from its last byte on, for a longer but limited time; what others still send gains them nothing.
 
 use std::io;
 use std::rc::Rc;
@@ -37,7 +37,7 @@ pub struct Linger<T> {
     since: Instant,
     /// When FIN was sent; `None` while output is left.
     finished: Option<Instant>,
-    /// When the client last took or sent something.
+    /// When the client last took something, or sent what it was in the middle of.
     progress: Instant,
     /// As of the last look.
     unacknowledged: usize,
@@ -164,7 +164,7 @@ impl<T: Transport> Linger<T> {
                     if self.finished.is_some() && self.manner != Manner::Sending {
                         site.ledger.late_bytes(count);
                     }
-                    if self.output.is_empty() {
+                    if self.output.is_empty() && self.manner == Manner::Sending {
                         self.progress = now;
                     }
                     budget = budget.saturating_sub(count);

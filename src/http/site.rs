@@ -142,7 +142,7 @@ pub enum Mode {
 pub struct Grace {
     /// For the first byte on a connection that sent none.
     pub first_byte: Duration,
-    /// For one more request on an idle connection.
+    /// For one more request on an idle connection, at least.
     pub idle: Duration,
     /// Over how much more time the closing of idle connections is spread.
     pub spread: Duration,

@@ -22,7 +22,7 @@ use crate::reactor::listener::{Acceptor, Listener};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::slots::{Slots, Token};
 use crate::reactor::socket::{Peer, Readiness, Stream, Transport};
-use crate::reactor::timer::{Tick, Wheel};
+use crate::reactor::timer::{TICK, Tick, Wheel};
 use crate::reactor::turn::{Key, earliest};
 
 /// See the module's essay.
@@ -279,10 +279,15 @@ impl<L: Acceptor> Endpoint<L> {
     }
 
     /// When many connections are idle their closing is spread, so that their clients do not all
-    /// come back at once.
+    /// come back at once: over the end of the window, for the window is what the shutdown takes. A
+    /// deadline is met up to a tick late.
     fn spread(&self, grace: Grace) -> Grace {
-        let crowd = self.slots.len() >= CROWD_MIN;
-        Grace { spread: if crowd { grace.idle / 10 } else { Duration::ZERO }, ..grace }
+        if self.slots.len() < CROWD_MIN {
+            return grace;
+        }
+        let spread = grace.idle / 10;
+        let idle = grace.idle.saturating_sub(spread + TICK.min(spread));
+        Grace { idle, spread, ..grace }
     }
 
     fn run_all(&mut self, each: impl Fn(&mut Connection<L::Stream>)) {

@@ -115,7 +115,7 @@ impl Server {
         let prefix = id_prefix();
         let views = (0u64..).zip(ledgers).map(|(index, ledger)| {
             let site = SiteSetup {
-                limits: options.limits.clone(),
+                limits: options.limits.clone().bounded(),
                 router: router.clone(),
                 ledger,
                 watch: Arc::default(),
@@ -428,7 +428,7 @@ fn id_prefix() -> u64 {
 
 /// How long the report's file is waited for at most, and at least when the budget is used up.
 const REPORT_WRITE_MAX: Duration = Duration::from_secs(1);
-const REPORT_WRITE_MIN: Duration = Duration::from_millis(20);
+const REPORT_WRITE_MIN: Duration = Duration::from_millis(100);
 
 /// Connections that the admin listener takes.
 const ADMIN_CONNECTIONS_MAX: usize = 256;

@@ -36,6 +36,12 @@ mod outcomes;
 
 mod hibernation;
 
+mod keep_alive;
+
+mod cancellation;
+
+mod truncated;
+
 mod health;
 
 mod connections;
@@ -53,6 +59,16 @@ mod shutdown_lame_duck;
 mod shutdown_deadline;
 
 mod shutdown_signals;
+
+mod drain_states;
+
+mod drain_hostile;
+
+mod handle;
+
+mod hooks;
+
+mod hooks_alone;
 
 mod workers_zero;
 

@@ -198,7 +198,8 @@ fn a_crowd_of_idle_clients_is_closed_with_a_little_jitter() {
         client.expect_end();
     }
     let took = now() - began;
-    assert!((ms(800)..ms(1000) + SLACK).contains(&took), "it took {took:?}");
+    // The last of them at its end.
+    assert!((ms(600)..ms(900) + SLACK).contains(&took), "it took {took:?}");
     let report = served.report();
     assert_eq!(report.exit_status, 0);
     assert_eq!(report.counts.closed_as(ConnectionOutcome::ClosedIdle), 200);

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -105,10 +105,11 @@ fn a_handler_that_blocks_its_thread_does_not_hold_the_exit() {
 
 /// A server whose stderr is a pipe that is full and that nobody reads any more. The reader is to be
 /// kept: without it, writing would fail at once.
-fn stuck_server(launch: &Launch) -> (Server, PipeReader) {
+pub fn stuck(mut command: Command) -> (Server, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
-    let child =
-        launch.command().stdout(Stdio::null()).stderr(writer.try_clone().unwrap()).spawn().unwrap();
+    let child = command.stdout(Stdio::null()).stderr(writer.try_clone().unwrap()).spawn().unwrap();
+    // Only the process is to hold the other end of its stderr.
+    drop(command);
     // Reads the first line and nothing more.
     let mut first = Vec::new();
     let mut byte = [0];
@@ -147,7 +148,7 @@ fn a_log_that_nobody_reads_does_not_hold_the_exit() {
             .env("SHUTDOWN_TIMEOUT", 2)
             .env("ACCESS_LOG", true)
             .env("SHUTDOWN_REPORT_PATH", &file);
-        let (mut server, reader) = stuck_server(&launch);
+        let (mut server, reader) = stuck(launch.command());
         // Serving goes on although each of these wants to be logged.
         let mut client = server.connect();
         for _ in 0..1000 {
@@ -168,7 +169,7 @@ fn a_log_that_nobody_reads_does_not_hold_the_exit() {
 fn a_log_that_nobody_reads_loses_lines_and_says_how_many() {
     let _turn = beside_others();
     let launch = Launch::new().env("ACCESS_LOG", true).env("WORKERS", 1);
-    let (mut server, reader) = stuck_server(&launch);
+    let (mut server, reader) = stuck(launch.command());
     assert!(server.metrics().contains("\nlog_lines_dropped_total 0\n"));
     let mut client = server.connect();
     let batch = "GET /plaintext HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
