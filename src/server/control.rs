@@ -121,7 +121,7 @@ impl Control {
             self.obey(order, now);
         }
         if before == Phase::Running && self.drain.phase() != Phase::Running {
-            // Last: whoever waits for it may rely on the workers having their orders.
+            // Last: for whoever waits for it, the orders are in the mailboxes of the workers.
             self.handle.set_begun();
         }
     }
