@@ -111,6 +111,8 @@ pub enum HookOutcome {
     Panicked(String),
     /// It did not end in its time.
     Overran,
+    /// The process ended before its turn came.
+    Skipped,
 }
 
 impl HookOutcome {
@@ -121,6 +123,7 @@ impl HookOutcome {
             HookOutcome::Failed(_) => "failed",
             HookOutcome::Panicked(_) => "panicked",
             HookOutcome::Overran => "overran",
+            HookOutcome::Skipped => "skipped",
         }
     }
 
@@ -128,7 +131,7 @@ impl HookOutcome {
     pub fn error(&self) -> Option<&str> {
         match self {
             HookOutcome::Failed(what) | HookOutcome::Panicked(what) => Some(what),
-            HookOutcome::Done | HookOutcome::Overran => None,
+            HookOutcome::Done | HookOutcome::Overran | HookOutcome::Skipped => None,
         }
     }
 }
@@ -252,14 +255,15 @@ impl Cleanup {
         self.running.iter().map(|hook| (hook.name.as_str(), age(hook))).collect()
     }
 
-    /// The process ends now: what has no outcome has overrun.
-    pub fn close(&mut self, now: Instant) {
+    /// The process ends now: what runs has overrun, what waits is skipped, `others` as well.
+    pub fn close(&mut self, now: Instant, others: Vec<Hook>) {
+        self.waiting.extend(others);
         for hook in std::mem::take(&mut self.running) {
             self.record(&hook, HookOutcome::Overran, now);
         }
         for hook in std::mem::take(&mut self.waiting) {
             let (name, stage) = (hook.name, hook.stage);
-            let (outcome, none) = (HookOutcome::Overran, Duration::ZERO);
+            let (outcome, none) = (HookOutcome::Skipped, Duration::ZERO);
             let start = self.span.map_or(none, |(begun, _)| now.saturating_duration_since(begun));
             self.reports.push(HookReport { name, stage, outcome, start, took: none, limit: none });
         }
@@ -392,8 +396,8 @@ mod tests {
             [("panics", "panicked"), ("fails", "failed"), ("hangs", "overran")]
         );
         assert_eq!(cleanup.reports()[0].outcome.error(), Some("ouch"));
-        cleanup.close(t + 200 * MS);
-        assert_eq!(outcomes(&cleanup)[3], ("flush", "overran"));
+        cleanup.close(t + 200 * MS, vec![fine("late")]);
+        assert_eq!(outcomes(&cleanup)[3..], [("flush", "overran"), ("late", "skipped")]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ebbtide::internal::app::{lab::Lab, sample};
 use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
@@ -111,7 +111,9 @@ fn serve(config: &Config) -> ExitCode {
     };
     logging::install_panic_hook();
     let (status, patience) = match start(config, inherited, &logger) {
-        Ok(report) => (report.exit_status(), report.budget_left),
+        // Ended by a signal: at once.
+        Ok(report) if report.exit_status() > EXIT_SIGNAL => (report.exit_status(), Duration::ZERO),
+        Ok(report) => (report.exit_status(), left_of(&report)),
         Err(error) => {
             log::error!(event_type = "start_failed"; "{error}");
             (EXIT_START, LOG_FLUSH_MAX)
@@ -137,6 +139,15 @@ fn start(
     };
     let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
     server.with_signals(signals).run()
+}
+
+/// What is left of the budget now that the report's file has been written, or given up.
+fn left_of(report: &Report) -> Duration {
+    #[allow(clippy::disallowed_methods, reason = "the main thread has left its reactor")]
+    let now = SystemTime::now();
+    let end = report.ended_at + report.budget_left;
+    // A clock that was set meanwhile shifts it; the flush has limits of its own.
+    end.duration_since(now).unwrap_or_default()
 }
 
 /// Waits for the log to be written, but not for a reader that does not read.
@@ -196,6 +207,9 @@ fn options(config: &Config, logger: &Logger) -> Options {
         log_lines_dropped: Some(logger.dropped()),
     }
 }
+
+/// Above it, a signal ended the process.
+const EXIT_SIGNAL: u8 = 128;
 
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;

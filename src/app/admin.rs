@@ -48,8 +48,8 @@ pub fn router(status: &Arc<Status>, connections: Ask) -> Router {
     let router = Router::new()
         .route(
             "/metrics",
-            get(move |_: Request| {
-                let text = metrics.render_metrics();
+            get(move |request: Request| {
+                let text = metrics.render_metrics(request.now());
                 no_store(Response::typed(
                     HeaderValue::from_static(metrics::CONTENT_TYPE),
                     text.into_bytes().into(),

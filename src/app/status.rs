@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::drain::Phase;
 use crate::ledger::{Counts, Ledger, RejectedCode};
@@ -26,7 +26,8 @@ pub struct Status {
 /// The numbers of the shutdown, for the metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShutdownFacts {
-    pub duration: Duration,
+    /// `Some` once it has begun.
+    pub begun: Option<Instant>,
     pub active_connections: u64,
     pub forced: u64,
 }
@@ -91,9 +92,11 @@ impl Status {
     }
 
     /// The metrics as text.
-    pub fn render_metrics(&self) -> String {
+    pub fn render_metrics(&self, now: Instant) -> String {
         let counts = self.counts();
         let shutdown = *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = |begun| now.saturating_duration_since(begun);
+        let elapsed = shutdown.begun.map(since).unwrap_or_default();
         self.metrics.render(&Facts {
             requests_in_flight: counts.in_flight,
             requests_finished: counts.finished,
@@ -106,7 +109,7 @@ impl Status {
             connections_closed: counts.closed,
             late_bytes: counts.late_bytes,
             phase: self.phase() as usize,
-            shutdown_duration_seconds: shutdown.duration.as_secs_f64(),
+            shutdown_duration_seconds: elapsed.as_secs_f64(),
             active_connections_at_shutdown: shutdown.active_connections,
             forced_shutdown_total: shutdown.forced,
             hook_seconds: self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone(),

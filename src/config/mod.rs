@@ -189,6 +189,11 @@ fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         let rule = "expected a delay of at most a third of the whole budget";
         return against("shutdown_delay", "shutdown_timeout", rule);
     }
+    if !config.shutdown_wait_for_connections && !config.shutdown_force_after_timeout {
+        let rule = "what is not waited for is ended by force: expected one of them to be true";
+        let force = "shutdown_force_after_timeout";
+        return against("shutdown_wait_for_connections", force, rule);
+    }
     for (at, address) in config.listen.iter().enumerate() {
         if config.listen[..at].iter().any(|earlier| earlier.is_same_place(address)) {
             let item = address.to_string();

@@ -33,7 +33,8 @@ pub enum InFlight {
 pub enum AtDeadline {
     /// What is left is ended, named and counted.
     Cut,
-    /// `shutdown_force_after_timeout = false`: go on waiting for requests in flight.
+    /// `shutdown_force_after_timeout = false`: go on waiting for requests in flight. Means nothing
+    /// with [`InFlight::Cancel`], which waits for none.
     WaitOn,
 }
 

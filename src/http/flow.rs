@@ -237,7 +237,8 @@ impl Flow {
 
     /// Fires when nobody waits for the request at hand any more.
     pub(super) fn token(&self) -> CancellationToken {
-        let token = self.token.borrow_mut().get_or_insert_with(CancellationToken::new).clone();
+        let token =
+            self.token.borrow_mut().get_or_insert_with(|| self.site.shutdown.child()).clone();
         self.notify();
         token
     }
@@ -247,7 +248,7 @@ impl Flow {
         let token = self.token.borrow();
         let Some(token) = token.as_ref() else { return };
         let is_gone = self.client_finished.get() && self.site.half_close == HalfClose::Cancel;
-        if is_gone || self.site.mode.get().is_cancelling() {
+        if is_gone {
             token.cancel();
         }
     }
@@ -440,31 +441,28 @@ impl Flow {
         }
     }
 
-    /// The connection ends now: whatever is not settled ends as `outcome`.
-    pub(super) fn end(&self, outcome: RequestOutcome) {
+    /// The connection ends now: whatever is not settled ends as `outcome`. The request at hand
+    /// waited for `what`.
+    pub(super) fn end(&self, outcome: RequestOutcome, what: &'static str) {
         self.ended.set(true);
         self.stage.set(Stage::Idle);
         let rest: Vec<Exchange> = self.finished.take().into();
         for exchange in rest {
             self.close_exchange(exchange, outcome, hold::CLIENT_TO_TAKE);
         }
-        self.break_off(outcome);
+        self.break_off(outcome, what);
     }
 
-    /// The request at hand ends as `outcome`; the responses before it go their way.
-    pub(super) fn break_off(&self, outcome: RequestOutcome) {
+    /// The request at hand ends as `outcome`; it waited for `what`. The responses before it go
+    /// their way.
+    pub(super) fn break_off(&self, outcome: RequestOutcome, what: &'static str) {
         self.stage.set(Stage::Idle);
         if let Some(token) = self.token.take() {
             token.cancel();
         }
         let current = self.current.take();
         if let Some(exchange) = current {
-            let waited_for = match (exchange.status, self.incoming.get().awaited_since) {
-                (_, Some(_)) => hold::REQUEST_BODY,
-                (0, None) => hold::HANDLER,
-                (_, None) => hold::RESPONSE_BODY,
-            };
-            self.close_exchange(exchange, outcome, waited_for);
+            self.close_exchange(exchange, outcome, what);
         }
     }
 
@@ -541,7 +539,7 @@ impl Tracker for Rc<Flow> {
             exchange.status = status.as_u16();
             exchange.responded = Some(self.site.now.get());
             exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
-                || (status.is_server_error() && self.site.mode.get().is_cancelling());
+                || (status.is_server_error() && self.site.shutdown.is_cancelled());
         }
     }
 
@@ -561,8 +559,10 @@ impl Tracker for Rc<Flow> {
         if let Some(exchange) = exchange {
             self.finished.borrow_mut().push_back(exchange);
             self.stage.set(Stage::Idle);
-            // It has its answer: what becomes of the connection is no news for its token.
-            drop(self.token.take());
+            // It has its answer: what becomes of connection and server is no news for its token.
+            if let Some(token) = self.token.take() {
+                token.detach();
+            }
         }
     }
 }

@@ -407,7 +407,7 @@ impl<T: Transport> Hot<T> {
             }
             // No RST: responses before this one may still be on their way, and one that announced
             // its length or came in chunks shows by itself that its end is missing.
-            self.flow.break_off(RequestOutcome::Cut);
+            self.flow.break_off(RequestOutcome::Cut, hold::RESPONSE_BODY);
             return Ran::Linger(Manner::Sending, ConnectionOutcome::Cut);
         }
         self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned)
@@ -418,7 +418,7 @@ impl<T: Transport> Hot<T> {
         if request == RequestOutcome::Cut {
             self.wire.borrow().socket.transport().reset_on_close();
         }
-        self.flow.end(request);
+        self.flow.end(request, self.waits_for());
         Ran::Closed(outcome)
     }
 

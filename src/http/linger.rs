@@ -216,7 +216,7 @@ impl<T: Transport> Linger<T> {
 
     fn give_up(&mut self, request: RequestOutcome, outcome: ConnectionOutcome) -> Lingering {
         if let Some(flow) = self.flow.take() {
-            flow.end(request);
+            flow.end(request, hold::CLIENT_TO_TAKE);
         }
         Lingering::Closed(outcome)
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -129,6 +130,11 @@ impl Request {
     /// The client's address; `None` on a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.flow.peer().address()
+    }
+
+    /// The clock, as of the worker's turn.
+    pub(crate) fn now(&self) -> Instant {
+        self.flow.site().now.get()
     }
 
     /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of

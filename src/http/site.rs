@@ -39,7 +39,8 @@ pub struct Site {
     pub epoch: Instant,
     /// hyper, with our settings.
     pub builder: http1::Builder,
-    /// Fires when handlers are to come to an end.
+    /// Fires when handlers are to come to an end. The server's: a worker that is held up by its
+    /// handler hears of it as well.
     pub shutdown: CancellationToken,
     /// What a client's FIN means for its request.
     pub half_close: HalfClose,

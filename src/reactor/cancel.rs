@@ -21,6 +21,9 @@ pub struct CancellationToken {
 #[derive(Default)]
 struct Inner {
     is_cancelled: AtomicBool,
+    /// What this fires with, until it is detached.
+    parent: Option<CancellationToken>,
+    is_detached: AtomicBool,
     waiting: Mutex<Waiting>,
 }
 
@@ -36,14 +39,36 @@ impl CancellationToken {
         CancellationToken::default()
     }
 
+    /// A token that fires when this one does, or by itself.
+    #[must_use]
+    pub fn child(&self) -> CancellationToken {
+        let inner = Inner { parent: Some(self.clone()), ..Inner::default() };
+        CancellationToken { inner: Arc::new(inner) }
+    }
+
     /// Whether it has fired.
     pub fn is_cancelled(&self) -> bool {
         self.inner.is_cancelled.load(Ordering::Acquire)
+            || self.parent().is_some_and(CancellationToken::is_cancelled)
+    }
+
+    fn parent(&self) -> Option<&CancellationToken> {
+        let is_detached = self.inner.is_detached.load(Ordering::Acquire);
+        self.inner.parent.as_ref().filter(|_| !is_detached)
+    }
+
+    /// From now on it does not fire with its parent; what has fired stays fired.
+    pub(crate) fn detach(&self) {
+        if self.is_cancelled() {
+            self.cancel();
+        }
+        self.inner.is_detached.store(true, Ordering::Release);
     }
 
     /// Waits until it fires; ready at once when it has.
     pub fn cancelled(&self) -> Cancelled {
-        Cancelled { token: self.clone(), id: None }
+        let parent = self.parent().map(|parent| Box::new(parent.cancelled()));
+        Cancelled { token: self.clone(), id: None, parent }
     }
 
     /// Does `work` until it is done or the token fires: `None` when that comes first.
@@ -83,7 +108,7 @@ impl IntoFuture for CancellationToken {
     type IntoFuture = Cancelled;
 
     fn into_future(self) -> Cancelled {
-        Cancelled { token: self, id: None }
+        self.cancelled()
     }
 }
 
@@ -93,12 +118,20 @@ pub struct Cancelled {
     token: CancellationToken,
     /// `Some` while its waker is registered.
     id: Option<u64>,
+    /// Waits for the token's parent.
+    parent: Option<Box<Cancelled>>,
 }
 
 impl Future for Cancelled {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Cancelled>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(parent) = &mut self.parent
+            && Pin::new(&mut **parent).poll(cx).is_ready()
+            && self.token.is_cancelled()
+        {
+            return Poll::Ready(());
+        }
         let id = self.id;
         let (id, before) = {
             let mut waiting = self.token.waiting();
@@ -167,6 +200,23 @@ mod tests {
         token.cancel();
         assert!(token.is_cancelled());
         assert_eq!((stays.0.load(Ordering::Relaxed), leaves.0.load(Ordering::Relaxed)), (1, 0));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_ready());
+        let child = CancellationToken::new().child();
+        assert!(!child.is_cancelled());
+        let mut waits = Box::pin(child.cancelled());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_pending());
+        child.inner.parent.as_ref().expect("a child").cancel();
+        assert_eq!((child.is_cancelled(), stays.0.load(Ordering::Relaxed)), (true, 2));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_ready());
+        let parent = CancellationToken::new();
+        let child = parent.child();
+        let mut waits = Box::pin(child.cancelled());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_pending());
+        child.detach();
+        parent.cancel();
+        assert!(!child.is_cancelled());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_pending());
+        child.cancel();
         assert!(waits.as_mut().poll(&mut Context::from_waker(&one)).is_ready());
         let mut late = Box::pin(token.cancelled());
         assert!(late.as_mut().poll(&mut Context::from_waker(&one)).is_ready());

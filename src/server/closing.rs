@@ -1,19 +1,24 @@
 //! The end of a shutdown: the books are closed, and the report is made of them.
 
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::control::{Control, Verdict, WorkerView};
+use super::worker::WorkerMail;
 use crate::cleanup::HookOutcome;
 use crate::drain::Phase;
 use crate::http::hold;
 use crate::http::watch::keep_slowest;
-use crate::ledger::{Counts, RequestOutcome};
+use crate::ledger::{ConnectionOutcome, Counts, RequestOutcome};
+use crate::reactor::mailbox::Mailbox;
 use crate::report::{LostLine, Report};
 
 impl Control {
     /// The report, once there is a verdict.
     pub fn report(&mut self, now: Instant, ended_at: SystemTime) -> Report {
-        self.cleanup.close(now);
+        self.cleanup.close(now, self.handle.take_hooks());
         let mut hooks = self.handle.ran();
         hooks.extend(self.cleanup.reports().iter().cloned());
         let other_work = self.handle.other_work();
@@ -76,6 +81,13 @@ impl Control {
 /// cannot.
 fn close_books(worker: &WorkerView, begun: Instant, now: Instant) -> (Counts, Vec<LostLine>, u64) {
     let mut counts = worker.ledger.counts().closed_by_cut();
+    // Dealt to it, and never looked at.
+    while let Some(mail) = worker.mailbox.as_ref().and_then(Mailbox::take) {
+        if let WorkerMail::Connection(..) = mail {
+            counts.opened += 1;
+            counts.closed[ConnectionOutcome::Cut as usize] += 1;
+        }
+    }
     let unfinished = std::mem::take(&mut counts.in_flight);
     counts.finished[RequestOutcome::Cut as usize] += unfinished;
     let (named, mut unnamed) = worker.watch.take_lost();
@@ -93,6 +105,41 @@ fn close_books(worker: &WorkerView, begun: Instant, now: Instant) -> (Counts, Ve
     }
     (counts, lost, unnamed)
 }
+
+/// Writes the report's file.
+pub fn write(report: &Report, path: &Path) {
+    // Who asked for an end at once does not wait for a file.
+    let is_urgent = report.exit_status >= EXIT_SIGNAL;
+    let left = if is_urgent { Duration::ZERO } else { report.budget_left };
+    let patience = left.clamp(WRITE_MIN, WRITE_MAX);
+    if let Err(error) = write_within(path.to_owned(), report.to_json() + "\n", patience) {
+        log::warn!(
+            event_type = "report_not_written", path:% = path.display();
+            "cannot write the shutdown report: {error}"
+        );
+    }
+}
+
+/// Writes on a thread of its own: a named pipe that nobody reads, or a file system that does not
+/// answer, must not hold the exit.
+fn write_within(path: PathBuf, text: String, patience: Duration) -> io::Result<()> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("ebbtide-report".to_owned()).spawn(move || {
+        // Nobody listens any more when it took too long.
+        let _late = sender.send(std::fs::write(path, text));
+    })?;
+    receiver.recv_timeout(patience).unwrap_or_else(|_| {
+        let why = format!("it was not taken within {:.2} s", patience.as_secs_f64());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
+}
+
+/// How long the report's file is waited for at most, and at least when the budget is used up.
+const WRITE_MAX: Duration = Duration::from_secs(1);
+const WRITE_MIN: Duration = Duration::from_millis(100);
+
+/// Exit statuses from here on are those of signals that ended the process at once.
+const EXIT_SIGNAL: u8 = 128;
 
 /// The exit status when the shutdown refused or cut a request.
 pub const EXIT_LOST: u8 = 3;

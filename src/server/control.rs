@@ -21,7 +21,7 @@ use crate::app::status::{ShutdownFacts, Status};
 use crate::cleanup::{Cleanup, HookId, HookOutcome, Start};
 use crate::drain::{Drain, Input, Order, Phase, Signal};
 use crate::http::watch::Watch;
-use crate::ledger::{Counts, Ledger, RequestOutcome};
+use crate::ledger::{ConnectionOutcome, Counts, Ledger, RequestOutcome};
 use crate::reactor::mailbox::Mailbox;
 use crate::reactor::slots::Token;
 use crate::reactor::socket::Readiness;
@@ -152,7 +152,7 @@ impl Control {
         }
         self.status.set_phase(phase);
         self.phases.push((phase, now));
-        self.publish(now);
+        self.publish();
         if phase != Phase::Stopped {
             let left = self.drain.deadline().map(|at| at.saturating_duration_since(now));
             narrate::phase(phase, left);
@@ -172,15 +172,17 @@ impl Control {
     }
 
     /// Updates the numbers that the metrics tell of the shutdown.
-    fn publish(&self, now: Instant) {
-        let Some(begun) = self.drain.begun() else { return };
+    fn publish(&self) {
         let counts = self.status.counts();
-        let forced = self.lost_since_begin(&counts, RequestOutcome::Cut)
-            + self.lost_since_begin(&counts, RequestOutcome::Refused);
+        let cut = |counts: &Counts| counts.closed_as(ConnectionOutcome::Cut);
+        let is_forced = self.lost_since_begin(&counts, RequestOutcome::Cut) > 0
+            || self.lost_since_begin(&counts, RequestOutcome::Refused) > 0
+            || cut(&counts) > cut(&self.at_shutdown)
+            || (self.drain.phase() >= Phase::CleaningUp && self.handle.other_work() > 0);
         self.status.set_shutdown(ShutdownFacts {
-            duration: now.saturating_duration_since(begun),
+            begun: self.drain.begun(),
             active_connections: self.at_shutdown.open(),
-            forced: u64::from(forced > 0),
+            forced: is_forced.into(),
         });
     }
 
@@ -255,7 +257,7 @@ impl Control {
             Caught::HangUp => Signal::HangUp,
             Caught::Quit => Signal::Quit,
             Caught::User1 => {
-                narrate::snapshot(self.drain.phase(), &self.status.counts(), &self.workers, now);
+                narrate::snapshot(&self.progress(now), &self.workers, now);
                 return;
             }
         };
@@ -283,7 +285,10 @@ impl Control {
                 }
                 self.feed(now, Input::Undo);
             }
-            ControlMail::Quiet => self.note_quiet(now),
+            ControlMail::Quiet => {
+                self.note_quiet(now);
+                self.publish();
+            }
             ControlMail::HookEnded(id, outcome) => {
                 let starts = self.cleanup.ended(now, id, outcome);
                 self.go_on_cleaning(starts, now);
@@ -350,6 +355,18 @@ impl Control {
         }
     }
 
+    fn progress(&self, now: Instant) -> narrate::Progress<'_> {
+        let begun = self.drain.begun().unwrap_or(now);
+        narrate::Progress {
+            phase: self.drain.phase(),
+            age: now.saturating_duration_since(begun),
+            left: self.drain.end().map(|end| end.saturating_duration_since(now)),
+            counts: self.status.counts(),
+            other_work: self.handle.other_work(),
+            hooks: self.cleanup.running(now),
+        }
+    }
+
     /// Once a second: tells what a shutdown waits for.
     fn tick(&mut self, now: Instant) {
         self.next_tick = now + TICK_INTERVAL;
@@ -361,24 +378,15 @@ impl Control {
         if self.drain.begun().is_none() {
             self.look_for_elders(now);
         }
-        let Some(begun) = self.drain.begun() else { return };
-        self.publish(now);
+        if self.drain.begun().is_none() {
+            return;
+        }
+        self.publish();
         if self.drain.is_overtime() {
             // Nobody knows how long this goes on: say it less often.
             self.next_tick = now + OVERTIME_INTERVAL;
         }
-        narrate::progress(
-            &narrate::Progress {
-                phase: self.drain.phase(),
-                age: now.saturating_duration_since(begun),
-                left: self.drain.end().map(|end| end.saturating_duration_since(now)),
-                counts: self.status.counts(),
-                other_work: self.handle.other_work(),
-                hooks: self.cleanup.running(now),
-            },
-            &self.workers,
-            now,
-        );
+        narrate::progress(&self.progress(now), &self.workers, now);
     }
 }
 

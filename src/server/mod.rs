@@ -20,7 +20,6 @@ mod trim;
 mod worker;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -112,6 +111,7 @@ impl Server {
             HealthOn::Public => admin::with_health(router, &status),
             HealthOn::AdminOnly => router,
         };
+        let handle = GracefulShutdown::new(options.shutdown.timeout);
         let prefix = id_prefix();
         let views = (0u64..).zip(ledgers).map(|(index, ledger)| {
             let site = SiteSetup {
@@ -123,13 +123,13 @@ impl Server {
                 half_close: options.client_half_close,
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
                 id_prefix: prefix.wrapping_add(index),
+                shutdown: handle.cancellation(),
             };
             (site, Pulse::new(reactor.now()))
         });
         Ok(Server {
-            handle: GracefulShutdown::new(options.shutdown.timeout)
-                .join(mailbox.clone(), Arc::clone(&status))?,
             views: views.collect(),
+            handle: handle.join(mailbox.clone(), Arc::clone(&status))?,
             connections_max: options.connections_max(),
             signals: None,
             options,
@@ -162,6 +162,9 @@ impl Server {
     pub fn with_shutdown(mut self, handle: &GracefulShutdown) -> Result<Server, StartError> {
         self.handle = handle.join(self.mailbox.clone(), Arc::clone(&self.status))?;
         self.options.shutdown.timeout = handle.timeout();
+        for (site, _) in &mut self.views {
+            site.shutdown = handle.cancellation();
+        }
         Ok(self)
     }
 
@@ -213,7 +216,9 @@ impl Server {
         blocking.close();
         drop(control);
         drop(entered);
-        self.write_report(&report);
+        if let Some(path) = &self.options.report_path {
+            closing::write(&report, path);
+        }
         narrate::report(&report);
         self.handle.handle().set_finished(&report);
         Ok(report)
@@ -259,6 +264,7 @@ impl Server {
                 half_close: HalfClose::Cancel,
                 access_log: AccessLog::Off,
                 id_prefix: 0,
+                shutdown: self.shutdown_handle().cancellation(),
             };
             let capacity = Capacity::new(ADMIN_CONNECTIONS_MAX);
             let mut admin = self.endpoint(ADMIN_SPACE, site, capacity)?;
@@ -352,17 +358,6 @@ impl Server {
         let workers = control.workers.iter().filter_map(|worker| worker.mailbox.clone());
         Dealer::listen(dealt, workers, Arc::clone(capacity), &registrar, self.reactor.now())
     }
-
-    fn write_report(&self, report: &Report) {
-        let Some(path) = &self.options.report_path else { return };
-        let patience = report.budget_left.clamp(REPORT_WRITE_MIN, REPORT_WRITE_MAX);
-        if let Err(error) = write_within(path.clone(), report.to_json() + "\n", patience) {
-            log::warn!(
-                event_type = "report_not_written", path:% = path.display();
-                "cannot write the shutdown report: {error}"
-            );
-        }
-    }
 }
 
 impl std::fmt::Debug for Server {
@@ -397,20 +392,6 @@ fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-/// Writes on a thread of its own: a named pipe that nobody reads, or a file system that does not
-/// answer, must not hold the exit.
-fn write_within(path: PathBuf, text: String, patience: Duration) -> io::Result<()> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new().name("ebbtide-report".to_owned()).spawn(move || {
-        // Nobody listens any more when it took too long.
-        let _late = sender.send(std::fs::write(path, text));
-    })?;
-    receiver.recv_timeout(patience).unwrap_or_else(|_| {
-        let why = format!("it was not taken within {:.2} s", patience.as_secs_f64());
-        Err(io::Error::new(io::ErrorKind::TimedOut, why))
-    })
-}
-
 fn join(addresses: &[Address]) -> String {
     addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",")
 }
@@ -425,10 +406,6 @@ fn id_prefix() -> u64 {
     hasher.write_u32(std::process::id());
     hasher.finish()
 }
-
-/// How long the report's file is waited for at most, and at least when the budget is used up.
-const REPORT_WRITE_MAX: Duration = Duration::from_secs(1);
-const REPORT_WRITE_MIN: Duration = Duration::from_millis(100);
 
 /// Connections that the admin listener takes.
 const ADMIN_CONNECTIONS_MAX: usize = 256;

@@ -79,9 +79,10 @@ pub fn undo_too_late(phase: Phase) {
 pub fn hook(report: &HookReport) {
     let level = match report.outcome {
         HookOutcome::Done => log::Level::Info,
-        HookOutcome::Failed(_) | HookOutcome::Panicked(_) | HookOutcome::Overran => {
-            log::Level::Warn
-        }
+        HookOutcome::Failed(_)
+        | HookOutcome::Panicked(_)
+        | HookOutcome::Overran
+        | HookOutcome::Skipped => log::Level::Warn,
     };
     let (name, outcome) = (report.name.as_str(), report.outcome.name());
     log::log!(
@@ -97,10 +98,10 @@ pub fn hook(report: &HookReport) {
     );
 }
 
-/// What a shutdown waits for.
+/// What a server waits for, in a shutdown or not.
 pub struct Progress<'a> {
     pub phase: Phase,
-    /// Since it began.
+    /// Since the shutdown began.
     pub age: Duration,
     /// Of the budget.
     pub left: Option<Duration>,
@@ -110,14 +111,18 @@ pub struct Progress<'a> {
     pub hooks: Vec<(&'a str, Duration)>,
 }
 
+impl Progress<'_> {
+    fn hooks_running(&self) -> Option<String> {
+        let told =
+            |(name, age): &(&str, Duration)| format!("{name} for {:.1} s", age.as_secs_f64());
+        let hooks: Vec<String> = self.hooks.iter().map(told).collect();
+        (!hooks.is_empty()).then(|| hooks.join("; "))
+    }
+}
+
 pub fn progress(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
     let oldest = oldest(workers, 1).into_iter().next();
     let (open, in_flight) = (progress.counts.open(), progress.counts.in_flight);
-    let hooks: Vec<String> = progress
-        .hooks
-        .iter()
-        .map(|(name, age)| format!("{name} for {:.1} s", age.as_secs_f64()))
-        .collect();
     log::info!(
         event_type = "shutdown_progress",
         phase = progress.phase.name(),
@@ -126,7 +131,7 @@ pub fn progress(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
         connections = open,
         requests_in_flight = in_flight,
         other_work = progress.other_work,
-        hooks_running = (!hooks.is_empty()).then(|| hooks.join("; ")),
+        hooks_running = progress.hooks_running(),
         oldest = oldest.as_ref().map(|info| describe(info, now));
         "Shutting down, requests in flight: {in_flight}, connections open: {open}"
     );
@@ -146,7 +151,8 @@ pub fn worker_blocked(worker: usize, age: Duration, running: Option<RequestInfo>
 }
 
 /// The answer to SIGUSR1.
-pub fn snapshot(phase: Phase, counts: &Counts, workers: &[WorkerView], now: Instant) {
+pub fn snapshot(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
+    let counts = &progress.counts;
     let states = ConnectionState::ALL
         .map(|state| format!("{}={}", state.name(), counts.in_state(state)))
         .join(" ");
@@ -154,11 +160,14 @@ pub fn snapshot(phase: Phase, counts: &Counts, workers: &[WorkerView], now: Inst
         oldest(workers, SNAPSHOT_REQUESTS_MAX).iter().map(|info| describe(info, now)).collect();
     log::info!(
         event_type = "snapshot",
-        phase = phase.name(),
+        phase = progress.phase.name(),
+        left_seconds = progress.left.map(seconds),
         connections = counts.open(),
         connection_states = states,
         requests_begun = counts.begun,
         requests_in_flight = counts.in_flight,
+        other_work = progress.other_work,
+        hooks_running = progress.hooks_running(),
         oldest_requests = requests.join("; ");
         "Snapshot, requests in flight: {}, connections open: {}", counts.in_flight, counts.open()
     );

@@ -23,6 +23,7 @@ pub struct SiteSetup {
     pub access_log: AccessLog,
     pub half_close: HalfClose,
     pub id_prefix: u64,
+    pub shutdown: CancellationToken,
 }
 
 impl SiteSetup {
@@ -37,7 +38,7 @@ impl SiteSetup {
             access_log: self.access_log,
             ids: RequestIds::new(self.id_prefix),
             epoch: now,
-            shutdown: CancellationToken::new(),
+            shutdown: self.shutdown,
             half_close: self.half_close,
             keep_alive: keep_alive(&self.limits),
             mode: Cell::new(Mode::Serving),

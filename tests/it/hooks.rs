@@ -454,9 +454,23 @@ fn a_signal_while_hooks_run_ends_it_at_once_and_names_them() {
     gate.open();
     assert!(now() - began < SLACK);
     assert_eq!(report.exit_status, 128 + 15);
-    for name in ["hangs", "never begun"] {
-        assert_eq!(of(&report, name).outcome, HookOutcome::Overran, "{name}");
-    }
+    assert_eq!(of(&report, "hangs").outcome, HookOutcome::Overran);
+    assert_eq!(of(&report, "never begun").outcome, HookOutcome::Skipped);
+}
+
+#[test]
+fn an_end_before_the_clean_up_names_the_hooks_that_were_skipped() {
+    let gate = Gate::default();
+    let served = Served::start(app(&gate));
+    served.handle.on_cleanup(Hook::http_drained("skipped", |_| Ok(())));
+    let mut client = served.client();
+    client.send(request("/wait"));
+    gate.until_arrived(1);
+    served.handle.signal_handler(Signal::Quit);
+    let report = served.report();
+    gate.open();
+    assert_eq!(report.exit_status, 128 + 3);
+    assert_eq!(of(&report, "skipped").outcome, HookOutcome::Skipped);
 }
 
 #[test]
