@@ -197,37 +197,39 @@ impl World {
     /// Runs exactly as often as the worker would: after an event, a wake, an exhausted budget or a
     /// deadline, and never just in case. A connection that forgets to ask hangs here.
     fn run(&mut self, readiness: Readiness) {
-        let Some(connection) = &mut self.connection else { return };
-        connection.announce(readiness);
-        loop {
-            let mut means = Means {
-                site: &self.site,
-                loan: &mut self.loan,
-                remote: self.reactor.remote(),
-                key: Key::new(1, Token::from_bits(0)),
-                peer: Peer::LOCAL,
-            };
-            let step = connection.run(&mut means);
-            let state = connection.state();
-            if let Step::Closed(outcome) = step {
-                self.site.ledger.closed(self.booked, outcome);
-                self.outcome = Some(outcome);
-                self.connection = None;
-                break;
-            }
-            self.site.ledger.moved(self.booked, state);
-            self.booked = state;
-            let is_woken = self.reactor.remote().take_woken().is_some();
-            self.deadline = match step {
-                Step::Wait(at) => at,
-                Step::Again | Step::Closed(_) => Some(self.site.now.get()),
-            };
-            let is_due = self.deadline.is_some_and(|at| at <= self.site.now.get());
-            if !is_woken && !is_due {
-                break;
-            }
+        if let Some(connection) = &mut self.connection {
+            connection.announce(readiness);
         }
+        while self.run_once() {}
         self.site.ledger.counts().check();
+    }
+
+    /// One turn of the worker. Whether it would run the connection in the next one again.
+    fn run_once(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        let mut means = Means {
+            site: &self.site,
+            loan: &mut self.loan,
+            remote: self.reactor.remote(),
+            key: Key::new(1, Token::from_bits(0)),
+            peer: Peer::LOCAL,
+        };
+        let step = connection.run(&mut means);
+        let state = connection.state();
+        if let Step::Closed(outcome) = step {
+            self.site.ledger.closed(self.booked, outcome);
+            self.outcome = Some(outcome);
+            self.connection = None;
+            return false;
+        }
+        self.site.ledger.moved(self.booked, state);
+        self.booked = state;
+        let is_woken = self.reactor.remote().take_woken().is_some();
+        self.deadline = match step {
+            Step::Wait(at) => at,
+            Step::Again | Step::Closed(_) => Some(self.site.now.get()),
+        };
+        is_woken || self.deadline.is_some_and(|at| at <= self.site.now.get())
     }
 
     fn receive(&mut self, bytes: &[u8]) {
@@ -532,4 +534,35 @@ fn idle_time_counts_from_the_last_byte_that_the_client_took() {
     assert_eq!(world.outcome, None);
     world.pass(Duration::from_secs(2));
     assert_eq!(world.outcome, Some(ConnectionOutcome::ClosedIdle));
+}
+
+#[test]
+fn a_client_that_always_has_a_next_request_ends_each_turn_in_a_drain_as_well() {
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let grace = Grace {
+        first_byte: Duration::from_secs(1),
+        idle: Duration::from_secs(5),
+        spread: Duration::ZERO,
+    };
+    let mut world = World::new(patient());
+    world.open_window(1 << 30);
+    world.receive(request);
+    let since = world.site.now.get();
+    world.site.mode.set(Mode::Draining { since, grace });
+    world.pipe.0.borrow_mut().inbound.extend(request.repeat(100_000));
+    if let Some(connection) = &mut world.connection {
+        connection.announce(Readiness::READABLE);
+    }
+    let mut before = world.site.ledger.counts().begun;
+    let mut turns = 0;
+    while world.run_once() {
+        let begun = world.site.ledger.counts().begun;
+        // A turn's bytes are 256 KiB.
+        let most = 256 * 1024 / request.len() as u64 + 1;
+        assert!(begun - before <= most, "{} requests in one turn", begun - before);
+        before = begun;
+        turns += 1;
+    }
+    assert!(turns > 10, "{turns} turns");
+    assert_eq!(world.site.ledger.counts().finished[0], 100_001, "all are answered");
 }

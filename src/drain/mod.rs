@@ -360,8 +360,8 @@ impl Drain {
     }
 }
 
-/// How long the workers have to confirm the cut when nothing else is waited for: many turns, even on
-/// a machine that is busy with other things. Only one that is stuck needs all of it.
+/// How long the workers have to confirm the cut when nothing else is waited for: many turns, even
+/// on a machine that is busy with other things. Only one that is stuck needs all of it.
 const CUT_SETTLE: Duration = Duration::from_millis(250);
 
 /// Two signals within this time count as one.

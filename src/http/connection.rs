@@ -175,7 +175,7 @@ impl<T: Transport> Connection<T> {
     /// Does what can be done now.
     pub fn run(&mut self, means: &mut Means<'_>) -> Step {
         // A deadline that has passed changes the state, which has another deadline; each change
-        // goes forward in the life of the connection or begins a wait, so this ends.
+        // goes forward in the life of the connection or ends the run, so this ends.
         loop {
             let step = match &mut self.life {
                 Life::Cold(_) => self.run_cold(means),
@@ -297,8 +297,11 @@ impl<T: Transport> Connection<T> {
                 let partial = (!partial.is_empty()).then(|| Box::new(partial));
                 let since = site.stamp_of(since);
                 let cold = Cold { socket, partial, since, served: Served::Something };
-                // Run once more: what hyper had read of a head has not been looked at by us.
+                // Run once more: what hyper had read of a head has not been looked at by us. But in
+                // the next turn: a client that always has a next request would never let this one
+                // end.
                 self.life = Life::Cold(cold);
+                return Some(Step::Again);
             }
             Ran::Linger(manner, outcome) => {
                 let linger = hot.into_linger(manner, outcome, None, site.now.get());
