@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use crate::tree::{Findings, read, root};
+use crate::tree::{FILES, Findings, read, root};
 
 /// What may stand at the top of the repository: the layout, what cargo and a reader expect, and
 /// settings of tools.
@@ -140,14 +140,21 @@ fn the_lock_file_is_committed_and_the_top_level_is_that_of_the_layout() {
     findings.none_or("move it to where it belongs, or add it to TOP_LEVEL in tests/tidy");
 }
 
-/// The files that the workspace's targets begin with, from the repository's root.
+/// The files that targets begin with, from the repository's root: those of the workspace, and of
+/// the other servers in `loadtest/peers`, whose workspace is not looked at here, by cargo's rule.
 pub(crate) fn target_roots() -> Vec<String> {
+    let peers = FILES.iter().filter_map(|(path, _)| {
+        let inside = path.strip_prefix("loadtest/peers/")?;
+        let (folder, file) = inside.rsplit_once('/')?;
+        let is_root = file == "lib.rs" || ["src/bin", "tests"].contains(&folder);
+        is_root.then(|| path.clone())
+    });
     let targets = ours().flat_map(|package| package["targets"].as_array().into_iter().flatten());
     let inside = |target: &Value| {
         let path = Path::new(text(target, "src_path")).strip_prefix(root());
         path.expect("the workspace's targets are in it").to_string_lossy().into_owned()
     };
-    targets.map(inside).collect()
+    targets.map(inside).chain(peers).collect()
 }
 
 fn packages() -> impl Iterator<Item = &'static Value> {
