@@ -1,5 +1,5 @@
--- What wrk found, as one line of JSON, the last on its standard output. Loaded by the scripts beside
--- it; alone (-s summary.lua) it goes with wrk's own requests, a GET of the URL.
+-- What wrk found, as one line of JSON, the last on its standard output. Loaded by the scripts
+-- beside it; alone (-s summary.lua) it goes with wrk's own requests, a GET of the URL.
 --
 -- Times are milliseconds, `null` where wrk does not know them. `write` counts refused connections,
 -- too: wrk 4.1 does not ask how a connect ended. `status` counts responses with 400 and above.
