@@ -1,5 +1,5 @@
-//! Behind a real nginx and a real haproxy, as `loadtest/proxies` sets them up: replacing the servers
-//! costs their clients no error, not even of a POST, which a proxy does not send twice.
+//! Behind a real nginx and a real haproxy, as `loadtest/proxies` sets them up: replacing the
+//! servers costs their clients no error, not even of a POST, which a proxy does not send twice.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -67,8 +67,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Has clients send POSTs through a proxy while `replace` does what it does, and holds what they met
-/// against what was promised: nothing but answers.
+/// Has clients send POSTs through a proxy while `replace` does what it does, and holds what they
+/// met against what was promised: nothing but answers.
 fn assert_nothing_lost(name: &str, proxy: &Proxy, replace: impl FnOnce() -> Vec<Server>) {
     let Some(load) = proxy.load(10) else { return };
     let servers = replace();
