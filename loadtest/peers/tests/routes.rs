@@ -205,10 +205,14 @@ fn each_peer_answers_each_route_as_ebbtide_does() {
 fn nginx_answers_what_it_can_as_ebbtide_does_and_reloads() {
     let ebbtide = ebbtide();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("run"));
-    command.args(["nginx", &format!("127.0.0.1:{port}")]);
-    command.env("PEERS_NGINX_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("nginx"));
-    let mut nginx = Server::start(&mut command);
+    let address = format!("127.0.0.1:{port}");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nginx");
+    let start = || {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("run"));
+        command.args(["nginx", &address, "--reuse-port"]).env("PEERS_NGINX_DIR", &directory);
+        Server::start(&mut command)
+    };
+    let mut nginx = start();
     for asked in NGINX {
         let mut expected = ask(ebbtide.address, asked);
         // A file has a type, and a stream is a file.
@@ -221,10 +225,17 @@ fn nginx_answers_what_it_can_as_ebbtide_does_and_reloads() {
         assert_eq!(ask(nginx.address, asked), expected, "nginx {asked:?}");
     }
     assert_eq!(ask(nginx.address, ("GET", "/sleep/5", "")).status, "501");
-    nginx.signal("HUP");
-    assert_eq!(ask(nginx.address, NGINX[0]).status, "200");
-    nginx.signal("QUIT");
+    let master = || std::fs::read_to_string(directory.join("nginx.pid")).unwrap();
+    let (before, mut successor) = (master(), start());
+    nginx.signal("TERM");
     assert!(nginx.wait().success());
+    assert_eq!(master(), before, "a reload leaves the master");
+    assert_eq!(ask(successor.address, NGINX[0]).status, "200");
+    let log = std::fs::read_to_string(directory.join("error.log")).unwrap();
+    assert!(log.contains("signal 1 (SIGHUP) received"), "{log}");
+    successor.signal("TERM");
+    assert!(successor.wait().success());
+    assert!(TcpStream::connect(successor.address).is_err());
 }
 
 #[test]
