@@ -4,14 +4,25 @@
 //! runs in signal context. Nothing is installed until [`setup_signal_handlers`] is called; the
 //! library never does so by itself.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, io};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::flag::register_conditional_default;
 use signal_hook_mio::v1_0::Signals as Pipe;
 
 /// The signals of this process, from now on.
 pub struct Signals {
     pipe: Pipe,
+    /// Set when nobody reads the pipe any more: then the signals do what they do by default.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+    }
 }
 
 impl fmt::Debug for Signals {
@@ -34,12 +45,17 @@ pub enum Caught {
 /// Catches SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 for this process.
 ///
 /// Call it early: until then the kernel's default holds, which ends the process, or, for PID 1 of a
-/// container, ignores the signal (`pid_namespaces(7)`).
+/// container, ignores the signal (`pid_namespaces(7)`). Once the server that was given them has
+/// stopped, or they are dropped, the first four end the process as they do by default.
 ///
 /// # Errors
 /// When the pipe or a handler cannot be installed.
 pub fn setup_signal_handlers() -> io::Result<Signals> {
-    Ok(Signals { pipe: Pipe::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1])? })
+    let is_over = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
+        register_conditional_default(signal, Arc::clone(&is_over))?;
+    }
+    Ok(Signals { pipe: Pipe::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1])?, is_over })
 }
 
 impl Signals {

@@ -161,7 +161,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::drain::{Drain, Input, Policy, Signal};
+    use crate::drain::{AtDeadline, Drain, InFlight, Input, Policy, Signal};
 
     impl Stage {
         /// In the order in which they can come.
@@ -200,41 +200,72 @@ mod tests {
         Drain { stage, begun, deadline, ..Drain::new(policy) }
     }
 
-    fn rendered() -> String {
+    /// What an event does in a stage, as a line; `None` when that cannot happen.
+    fn line(stage: Stage, event: Event, policy: &Policy) -> Option<String> {
         use std::fmt::Write;
+        if stage == Stage::Overtime
+            && (policy.at_deadline == AtDeadline::Cut || event == Event::Expired)
+        {
+            return None;
+        }
         #[allow(clippy::disallowed_methods, reason = "any instant will do as the origin")]
         let t = Instant::now();
-        let policy = || Policy { delay: Duration::from_secs(5), ..Policy::default() };
+        let input = match event {
+            Event::Terminate => Input::Signal(Signal::Terminate),
+            Event::Interrupt => Input::Signal(Signal::Interrupt),
+            Event::HangUp => Input::Signal(Signal::HangUp),
+            Event::Quit => Input::Signal(Signal::Quit),
+            Event::Force => Input::Force,
+            Event::Undo => Input::Undo,
+            Event::Expired => Input::Expired,
+            Event::Quiet => Input::Quiet,
+            Event::CleanedUp => Input::CleanedUp,
+        };
+        let step = step(stage, event);
+        let mut drain = drain_in(stage, t, policy.clone());
+        let orders = drain.handle(t, input);
+        let (event, step) = (format!("{event:?}"), format!("{step:?}"));
+        let mut line = format!("  {event:9} {step:15}");
+        if drain.stage != stage || !orders.is_empty() {
+            let orders: Vec<String> = orders.iter().map(|order| format!("{order:?}")).collect();
+            write!(line, " {:?}: {}", drain.stage, orders.join(", ")).expect("a string");
+        }
+        Some(line.trim_end_matches([' ', ':']).to_owned())
+    }
+
+    fn rendered() -> String {
+        use std::fmt::Write;
+        let usual = Policy { delay: Duration::from_secs(5), ..Policy::default() };
         let mut text = String::from(
             "What each event does in each stage, with the default policy and a delay of 5 s.\n\
              event       step            stage after it: orders\n",
         );
-        for stage in Stage::ALL {
+        for stage in Stage::ALL.into_iter().filter(|stage| *stage != Stage::Overtime) {
             writeln!(text, "\n{stage:?} ({})", stage.phase().name()).expect("a string");
             for event in Event::ALL {
-                let input = match event {
-                    Event::Terminate => Input::Signal(Signal::Terminate),
-                    Event::Interrupt => Input::Signal(Signal::Interrupt),
-                    Event::HangUp => Input::Signal(Signal::HangUp),
-                    Event::Quit => Input::Signal(Signal::Quit),
-                    Event::Force => Input::Force,
-                    Event::Undo => Input::Undo,
-                    Event::Expired => Input::Expired,
-                    Event::Quiet => Input::Quiet,
-                    Event::CleanedUp => Input::CleanedUp,
-                };
-                let step = step(stage, event);
-                let mut drain = drain_in(stage, t, policy());
-                let orders = drain.handle(t, input);
-                let (event, step) = (format!("{event:?}"), format!("{step:?}"));
-                write!(text, "  {event:9} {step:15}").expect("a string");
-                if drain.stage != stage || !orders.is_empty() {
-                    let orders: Vec<String> =
-                        orders.iter().map(|order| format!("{order:?}")).collect();
-                    write!(text, " {:?}: {}", drain.stage, orders.join(", ")).expect("a string");
+                let line = line(stage, event, &usual).expect("it can happen");
+                writeln!(text, "{line}").expect("a string");
+            }
+        }
+        for (name, policy) in [
+            ("wait_for_connections", Policy { in_flight: InFlight::Cancel, ..usual.clone() }),
+            ("force_after_timeout", Policy { at_deadline: AtDeadline::WaitOn, ..usual.clone() }),
+        ] {
+            writeln!(text, "\n\nWhat is different with shutdown_{name} = false.")
+                .expect("a string");
+            for stage in Stage::ALL {
+                let lines: Vec<String> = Event::ALL
+                    .iter()
+                    .filter_map(|event| {
+                        let told = line(stage, *event, &policy)?;
+                        (line(stage, *event, &usual).as_ref() != Some(&told)).then_some(told)
+                    })
+                    .collect();
+                if !lines.is_empty() {
+                    let phase = stage.phase().name();
+                    writeln!(text, "\n{stage:?} ({phase})\n{}", lines.join("\n"))
+                        .expect("a string");
                 }
-                text.truncate(text.trim_end_matches([' ', ':']).len());
-                text.push('\n');
             }
         }
         text

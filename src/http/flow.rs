@@ -44,6 +44,8 @@ pub struct Flow {
     /// Whether the client of the request at hand knows no response that tells its own end
     /// (HTTP/1.0).
     pub(super) is_close_delimited: Cell<bool>,
+    /// Whether the handler of the request at hand panicked.
+    pub(super) has_panicked: Cell<bool>,
     /// Whether the gate turned the last head down.
     pub(super) gate_rejected: Cell<bool>,
     stage: Cell<Stage>,
@@ -142,6 +144,7 @@ impl Flow {
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
             is_close_delimited: Cell::new(false),
+            has_panicked: Cell::new(false),
             gate_rejected: Cell::new(false),
             stage: Cell::new(Stage::Idle),
             verdict: Cell::new(None),
@@ -529,6 +532,7 @@ impl Tracker for Rc<Flow> {
         self.stage.set(Stage::Handling);
         self.verdict.set(None);
         self.incoming.set(NO_BODY);
+        self.has_panicked.set(false);
         drop(self.token.take());
         *self.current.borrow_mut() = Some(Exchange::new(self.site.now.get()));
     }

@@ -177,7 +177,8 @@ impl<T: Transport> Hot<T> {
                 Ahead::Is(ran) => return ran,
             }
         }
-        if site.mode.get().announces() && self.look_behind().is_err() {
+        let may_close = site.mode.get().announces() || self.flow.is_handling();
+        if may_close && self.look_behind().is_err() {
             return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
         }
         #[cfg(test)]

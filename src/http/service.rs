@@ -273,6 +273,10 @@ impl Future for CallFuture {
             None => self.poll_handler(cx),
             Some(_) => Poll::Pending,
         };
+        if handled.is_pending() && self.flow.site().mode.get() == Mode::Refusing {
+            // One that was in hand behind a refused one is answered at once or refused as well.
+            self.flow.judge(Verdict::ShuttingDown);
+        }
         let mut response = match self.flow.verdict() {
             // Also when the handler has just answered: a body over its limit is 413 whatever it
             // says.
@@ -282,8 +286,11 @@ impl Future for CallFuture {
         let later = self.later.take();
         drop_quietly(&self.flow, later);
         let flow = &self.flow;
-        let is_drained = flow.site().mode.get().announces() && !flow.has_surplus();
-        if is_drained || flow.verdict().is_some() || flow.has_unwanted_body() {
+        let wants_close = flow.site().mode.get().announces()
+            || flow.verdict().is_some()
+            || flow.has_panicked.get();
+        // Requests that may be in hand are answered first, whatever the reason for the close.
+        if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
             announce_close(response.headers_mut());
             flow.close_announced.set(true);
         }
@@ -324,9 +331,8 @@ pub(super) fn drop_quietly<T>(flow: &Flow, value: T) {
 /// The response in the place of a handler that panicked.
 fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
     log_panic(flow, panic);
-    let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    announce_close(response.headers_mut());
-    response
+    flow.has_panicked.set(true);
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
 pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {

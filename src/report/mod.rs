@@ -39,6 +39,9 @@ pub struct Report {
     pub refused: u64,
     /// Requests cut since the shutdown began.
     pub cut: u64,
+    /// Connections cut since then: with a request, with part of one, or with the end of a response
+    /// that the client had not taken from the kernel.
+    pub cut_connections: u64,
     /// The refused and cut requests by name, as many as were kept.
     pub lost: Vec<LostLine>,
     /// How many more requests were refused or cut than `lost` names.
@@ -121,6 +124,7 @@ impl Report {
             counts: Counts::default(),
             refused: 0,
             cut: 0,
+            cut_connections: 0,
             lost: Vec::new(),
             lost_unnamed: 0,
             slowest: Vec::new(),
@@ -182,6 +186,7 @@ impl Report {
             "active_connections_at_shutdown": self.active_connections_at_shutdown,
             "refused_in_shutdown": self.refused,
             "cut_in_shutdown": self.cut,
+            "connections_cut_in_shutdown": self.cut_connections,
             "requests": {
                 "begun": counts.begun,
                 "in_flight": counts.in_flight,

@@ -39,10 +39,13 @@ impl Control {
         }
         let refused = self.lost_since_begin(&counts, RequestOutcome::Refused);
         let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
+        let cut_connections = |counts: &Counts| counts.closed_as(ConnectionOutcome::Cut);
+        let cut_connections =
+            cut_connections(&counts).saturating_sub(cut_connections(&self.at_shutdown));
         let exit_status = match verdict {
             Verdict::Quit(status) => status,
             Verdict::Stopped if self.workers.iter().any(|worker| worker.is_lost) => EXIT_FAULT,
-            Verdict::Stopped if refused + cut + other_work > 0 => EXIT_LOST,
+            Verdict::Stopped if refused + cut + cut_connections + other_work > 0 => EXIT_LOST,
             Verdict::Stopped if hooks.iter().any(|hook| hook.outcome != HookOutcome::Done) => {
                 EXIT_HOOK
             }
@@ -66,6 +69,7 @@ impl Control {
             counts,
             refused,
             cut,
+            cut_connections,
             lost,
             lost_unnamed,
             slowest: slowest.iter().map(|request| LostLine::new(request, begun)).collect(),
@@ -141,7 +145,7 @@ const WRITE_MIN: Duration = Duration::from_millis(100);
 /// Exit statuses from here on are those of signals that ended the process at once.
 const EXIT_SIGNAL: u8 = 128;
 
-/// The exit status when the shutdown refused or cut a request.
+/// The exit status when the shutdown refused or cut a request, or cut a connection.
 pub const EXIT_LOST: u8 = 3;
 
 /// The exit status when a clean-up hook failed or overran, and nothing was lost.

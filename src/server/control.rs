@@ -19,7 +19,7 @@ use super::trim::Trim;
 use super::worker::{Pulse, WorkerMail};
 use crate::app::status::{ShutdownFacts, Status};
 use crate::cleanup::{Cleanup, HookId, HookOutcome, Start};
-use crate::drain::{Drain, Input, Order, Phase, Signal};
+use crate::drain::{AtDeadline, Drain, Input, Order, Phase, Signal};
 use crate::http::watch::Watch;
 use crate::ledger::{ConnectionOutcome, Counts, Ledger, RequestOutcome};
 use crate::reactor::mailbox::Mailbox;
@@ -154,8 +154,10 @@ impl Control {
         self.phases.push((phase, now));
         self.publish();
         if phase != Phase::Stopped {
-            let left = self.drain.deadline().map(|at| at.saturating_duration_since(now));
-            narrate::phase(phase, left);
+            let waits_on =
+                phase == Phase::Draining && self.drain.policy().at_deadline == AtDeadline::WaitOn;
+            let end = self.drain.deadline().filter(|_| !waits_on);
+            narrate::phase(phase, end.map(|at| at.saturating_duration_since(now)));
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::control::ControlMail;
 use super::error::StartError;
 use super::hooks;
+use super::narrate;
 use crate::app::status::Status;
 use crate::cleanup::{Hook, HookReport};
 use crate::drain::{Budget, Phase, Signal};
@@ -210,7 +211,15 @@ impl GracefulShutdown {
         let hooks = self.take_hooks();
         let share = Budget::carve(self.shared.timeout, Duration::ZERO).cleaning_up;
         let reports = hooks::run_all(hooks, share);
-        self.state().ran.extend(reports.iter().cloned());
+        let mut state = self.state();
+        state.ran.extend(reports.iter().cloned());
+        if let Link::Joined { status, .. } = &state.link {
+            for report in &reports {
+                status.add_hook(report.name.clone(), report.took.as_secs_f64());
+            }
+        }
+        drop(state);
+        reports.iter().for_each(narrate::hook);
         reports
     }
 

@@ -21,7 +21,7 @@ pub struct Options {
     /// Whether a successor of the same user may bind the same port while this server drains.
     pub reuse_port: bool,
     /// Open connections of the whole server; `None`: the smaller of 20,000 and half of
-    /// `RLIMIT_NOFILE`. Never more than that limit less a reserve of 64.
+    /// `RLIMIT_NOFILE`. Never more than that limit less a reserve of 128.
     pub max_connections: Option<usize>,
     /// Threads for [`blocking`](crate::blocking).
     pub blocking_threads: usize,
@@ -110,5 +110,6 @@ impl Options {
 /// The most connections a server takes unless told otherwise.
 const CONNECTIONS_DEFAULT: usize = 20_000;
 
-/// Descriptors kept for everything that is no client: listeners, reactors, files, admin.
-const DESCRIPTOR_RESERVE: usize = 64;
+/// Descriptors kept for those who are turned away and for everything that is no client: listeners,
+/// reactors, files, admin.
+const DESCRIPTOR_RESERVE: usize = 128;

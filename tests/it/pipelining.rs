@@ -1,9 +1,9 @@
 //! Several requests ahead of their responses, and the same bytes cut into packets anyhow.
 
-use ebbtide::{ConnectionState, Request, RequestOutcome, get};
+use ebbtide::{ConnectionState, Limits, Policy, Request, RequestOutcome, get};
 
 use super::client::{Answer, Client, chunked_upload, request, upload};
-use super::support::{Gate, Served, app, pattern, wait_until};
+use super::support::{Gate, Served, app, ms, pattern, wait_until};
 
 #[test]
 fn requests_of_one_segment_are_answered_in_order() {
@@ -191,4 +191,39 @@ fn many_connections_pipeline_side_by_side() {
     let report = served.stop();
     assert_eq!(report.counts.finished_as(RequestOutcome::Answered), 1000);
     assert_eq!(report.counts.opened, 50);
+}
+
+#[test]
+fn what_is_pipelined_behind_a_request_that_is_too_slow_is_answered() {
+    let gate = Gate::default();
+    let limits = Limits { request_timeout: ms(200), ..Limits::default() };
+    let served = Served::limited(limits, app(&gate));
+    let mut client = served.client();
+    client.send([request("/wait"), request("/hello").repeat(2)].concat());
+    assert_eq!(client.read_response().status, 503);
+    client.read_response().expect(200, "hello");
+    client.read_response().expect(200, "hello");
+    served.until_finished(RequestOutcome::Answered, 3);
+    gate.open();
+}
+
+#[test]
+fn what_is_pipelined_behind_a_refused_request_has_its_outcome() {
+    let gate = Gate::default();
+    let policy = Policy { timeout: ms(2000), ..Policy::default() };
+    let served = Served::ending(policy, app(&gate));
+    let mut client = served.client();
+    client.send([request("/wait"), request("/hello"), request("/wait")].concat());
+    gate.until_arrived(1);
+    served.begin_shutdown();
+    assert_eq!(client.read_response().status, 503);
+    client.read_response().expect(200, "hello");
+    let last = client.read_response();
+    assert_eq!(last.status, 503);
+    assert!(last.announces_close(), "{last:?}");
+    client.expect_end();
+    let report = served.report();
+    gate.open();
+    assert_eq!((report.refused, report.cut), (2, 0));
+    assert_eq!(report.counts.finished_as(RequestOutcome::Answered), 1);
 }

@@ -96,7 +96,7 @@ impl Plan {
     /// Whether its connection has to close after it, shutdown or not.
     pub fn closes(&self) -> bool {
         let leaves_body = matches!(self.handler, Handler::Ignores | Handler::ReadsSome);
-        self.is_last || leaves_body || matches!(self.handler, Handler::Panics)
+        self.is_last || leaves_body
     }
 
     /// When its handler has its answer, if it can be told.

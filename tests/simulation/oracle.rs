@@ -21,7 +21,7 @@
 
 use std::cell::Ref;
 
-use super::app::{Handler, Plan};
+use super::app::{Handler, Plan, Upload};
 use super::kernel::{Fin, Link, MILLISECOND, Micros, Moment, SECOND};
 use super::reply::{Reader, Reply};
 use super::world::{End, Stuck, Worker, World};
@@ -269,8 +269,14 @@ impl<'a> Exchange<'a> {
         let closed_by_nature = (0..index).any(|index| {
             let reply = &self.replies[index];
             reply.closes
-                && (self.plan(index).is_some_and(Plan::closes)
-                    || !matches!(reply.status, 200..=299))
+                && match reply.status {
+                    400 | 408 | 413 => true,
+                    // Its body was not read any more.
+                    503 => {
+                        self.plan(index).is_some_and(|plan| !matches!(plan.upload, Upload::None))
+                    }
+                    _ => self.plan(index).is_some_and(Plan::closes),
+                }
         });
         before(link.left)
             || self.has_ended_early(plan)
