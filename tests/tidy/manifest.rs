@@ -114,7 +114,7 @@ fn every_lint_that_is_set_says_why() {
     let mut is_lints = false;
     for (number, line) in (1..).zip(read("Cargo.toml").lines()) {
         if line.starts_with('[') {
-            is_lints = line.starts_with("[lints");
+            is_lints = line.contains("lints");
         } else if is_lints && line.contains('=') && !line.contains(" # ") {
             findings.at("Cargo.toml", number, line);
         }

@@ -1,0 +1,104 @@
+//! ebbtide as a target: configured by its environment, watched by its log.
+//!
+//! Its access log (`access_log`) names every request with its id and outcome, its debug log every
+//! closed connection with its client's port: with them each request and each connection belongs to
+//! one instance for certain. Everything else is as by default.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::books::Books;
+use crate::kind::{Routes, id_in};
+use crate::target::{Launch, Note, Seat, Target, Way};
+
+/// See the module's essay.
+#[derive(Clone, Debug)]
+pub struct Ebbtide {
+    /// The program.
+    pub binary: PathBuf,
+}
+
+impl Target for Ebbtide {
+    fn name(&self) -> &'static str {
+        "ebbtide"
+    }
+
+    fn routes(&self) -> Routes {
+        Routes {
+            text: "/plaintext",
+            text_body: "Hello, World!",
+            echo: "/echo",
+            bytes: "/bytes/",
+            upload: "/upload",
+            stream: "/stream/",
+        }
+    }
+
+    fn ways(&self) -> &[Way] {
+        &Way::ALL
+    }
+
+    fn launch(&self, seat: &Seat) -> Launch {
+        let listen = match seat.way {
+            Way::Inherited => "systemd".to_owned(),
+            Way::ReusePort | Way::StopStart => seat.address.to_string(),
+        };
+        let mut env = vec![
+            ("LISTEN", listen),
+            ("ADMIN_LISTEN", "off".to_owned()),
+            ("SHUTDOWN_REPORT_PATH", seat.report.to_string_lossy().into_owned()),
+            ("ACCESS_LOG", "true".to_owned()),
+            ("LOG_LEVEL", "debug".to_owned()),
+            ("LOG_FORMAT", "json".to_owned()),
+        ];
+        if seat.way == Way::ReusePort {
+            env.push(("REUSE_PORT", "true".to_owned()));
+        }
+        Launch { program: self.binary.clone(), args: Vec::new(), env }
+    }
+
+    fn note(&self, line: &str) -> Note {
+        let Ok(line) = serde_json::from_str::<Value>(line) else { return Note::Other };
+        match line["event_type"].as_str() {
+            Some("server_started") => Note::Ready,
+            Some("request") => Note::Request {
+                id: line["request_id"].as_str().and_then(id_in),
+                outcome: line["outcome"].as_str().unwrap_or_default().to_owned(),
+            },
+            Some("connection_closed") => Note::Closed { port: port_in(&line["peer"]) },
+            Some("log_lines_dropped") => Note::Missing(line["count"].as_u64().unwrap_or(1)),
+            _ => Note::Other,
+        }
+    }
+
+    fn books(&self, report: &str) -> Result<Option<Books>, String> {
+        Books::read(report).map(Some)
+    }
+}
+
+fn port_in(peer: &Value) -> u16 {
+    let port = peer.as_str().and_then(|peer| peer.rsplit_once(':'));
+    port.and_then(|(_, port)| port.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_log_are_understood() {
+        let target = Ebbtide { binary: "ebbtide".into() };
+        let note = |line| target.note(line);
+        assert_eq!(note(r#"{"event_type":"server_started"}"#), Note::Ready);
+        assert_eq!(
+            note(r#"{"event_type":"request","request_id":"lt-12","outcome":"answered"}"#),
+            Note::Request { id: Some(12), outcome: "answered".to_owned() }
+        );
+        assert_eq!(
+            note(r#"{"event_type":"connection_closed","peer":"127.0.0.1:4711"}"#),
+            Note::Closed { port: 4711 }
+        );
+        assert_eq!(note("thread panicked"), Note::Other);
+    }
+}

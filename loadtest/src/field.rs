@@ -1,0 +1,252 @@
+//! A load and the instances that stand under it: what every run is made of.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+use crate::books::Seen;
+use crate::client::Event;
+use crate::instance::{Instance, Remains, Starter};
+use crate::listening;
+use crate::load::{Load, Running};
+use crate::outcome::{End, Outcome};
+use crate::schedule::Plan;
+use crate::target::{Fault, Seat, Way};
+use crate::trial;
+
+/// What all runs need to know.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who starts the instances.
+    pub starter: Starter,
+    /// What comes when.
+    pub plan: Plan,
+    /// Threads that make the load.
+    pub threads: u32,
+    /// How long a request may take.
+    pub patience: Duration,
+    /// How long the load stands before the first restart, and between two of them.
+    pub pause: Duration,
+}
+
+/// See the module's essay.
+#[derive(Debug)]
+pub struct Field {
+    terms: Terms,
+    way: Way,
+    address: SocketAddr,
+    /// The socket that all instances accept from, for [`Way::Inherited`].
+    listener: Option<TcpListener>,
+    load: Option<Running>,
+    /// What the clients have seen so far.
+    pub ends: Vec<End>,
+    /// The client's port of each connection that was established.
+    pub ports: Vec<u16>,
+    /// All instances, the oldest first.
+    pub instances: Vec<Instance>,
+}
+
+/// An instance's ledger and what is wrong with it.
+#[derive(Debug)]
+pub struct Compared {
+    /// What it left.
+    pub remains: Remains,
+    /// What does not agree, in words.
+    pub differences: Vec<String>,
+}
+
+impl Field {
+    /// An address, and nobody there yet.
+    ///
+    /// # Errors
+    /// When there is no port to be had.
+    pub fn new(terms: &Terms, way: Way) -> Result<Field, Fault> {
+        let of = "find a free port";
+        let mut listener = None;
+        let address = if way == Way::Inherited {
+            let held = listening::listener().map_err(Fault::of(of))?;
+            listener.insert(held).local_addr().map_err(Fault::of(of))?
+        } else {
+            listening::free_address().map_err(Fault::of(of))?
+        };
+        Ok(Field {
+            terms: terms.clone(),
+            way,
+            address,
+            listener,
+            load: None,
+            ends: Vec::new(),
+            ports: Vec::new(),
+            instances: Vec::new(),
+        })
+    }
+
+    /// Where the server is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Since the run began.
+    pub fn now(&self) -> Duration {
+        self.terms.starter.epoch.elapsed()
+    }
+
+    /// Starts one more instance and waits until it serves.
+    ///
+    /// # Errors
+    /// When it never does.
+    pub fn start_instance(&mut self) -> Result<(), Fault> {
+        let number = u32::try_from(self.instances.len()).unwrap_or(u32::MAX);
+        let seat = Seat { number, address: self.address, way: self.way, report: self.report() };
+        let instance = self.terms.starter.start(seat, self.listener.as_ref())?;
+        self.instances.push(instance);
+        Ok(())
+    }
+
+    fn report(&self) -> PathBuf {
+        let name = format!("{}-{}.json", self.way.name(), self.instances.len());
+        self.terms.starter.directory.join(name)
+    }
+
+    /// Asks the server one request of each kind, then begins the load.
+    ///
+    /// # Errors
+    /// When the answers are not the ones that were expected.
+    pub fn start_load(&mut self) -> Result<(), Fault> {
+        let routes = self.terms.starter.target.routes();
+        let tried = trial::ask_each_kind(self.address, &routes, self.terms.starter.epoch)?;
+        for event in tried {
+            self.note(event)?;
+        }
+        let load = Load {
+            to: self.address,
+            routes,
+            plan: self.terms.plan.clone(),
+            threads: self.terms.threads,
+            patience: self.terms.patience,
+        };
+        let running = load.start(self.terms.starter.epoch);
+        self.load = Some(running.map_err(Fault::of("start the load"))?);
+        Ok(())
+    }
+
+    /// Listens to the clients for so long.
+    ///
+    /// # Errors
+    /// When the server answers garbage, or one of its instances does what it should not.
+    pub fn gather(&mut self, during: Duration) -> Result<(), Fault> {
+        let until = self.now() + during;
+        self.gather_until(|field| field.now() >= until)
+    }
+
+    /// Tells the instance to stop and listens to the clients until it is gone.
+    ///
+    /// # Errors
+    /// As [`Field::gather`], and when it does not stop.
+    pub fn stop_instance(&mut self, number: usize) -> Result<(), Fault> {
+        self.terms.starter.stop(&mut self.instances[number])?;
+        self.gather_until(|field| field.instances[number].exited.is_some())
+    }
+
+    /// Sends nothing new and waits for what is on its way.
+    ///
+    /// # Errors
+    /// As [`Field::gather`].
+    pub fn stop_load(&mut self) -> Result<(), Fault> {
+        let Some(load) = self.load.take() else { return Ok(()) };
+        let mut found = Ok(());
+        for event in load.finish() {
+            found = found.and(self.note(event));
+        }
+        found
+    }
+
+    /// Listens no more: what ends from now on says nothing of the server.
+    pub fn abandon(&mut self) {
+        self.load = None;
+    }
+
+    fn gather_until(&mut self, is_over: impl Fn(&Field) -> bool) -> Result<(), Fault> {
+        while !is_over(self) {
+            let told = if let Some(load) = &self.load {
+                load.events().recv_timeout(LOOK)
+            } else {
+                std::thread::park_timeout(LOOK);
+                Err(RecvTimeoutError::Timeout)
+            };
+            match told {
+                Ok(event) => {
+                    self.note(event)?;
+                    while let Some(event) =
+                        self.load.as_ref().and_then(|load| load.events().try_recv().ok())
+                    {
+                        self.note(event)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Fault("a thread of the load generator has ended".to_owned()));
+                }
+            }
+            for instance in &mut self.instances {
+                self.terms.starter.look(instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what a client tells.
+    ///
+    /// # Errors
+    /// When it tells of garbage.
+    pub fn note(&mut self, event: Event) -> Result<(), Fault> {
+        match event {
+            Event::Connected { port, .. } => self.ports.push(port),
+            Event::Ended(end) => self.ends.push(end),
+            Event::Fault(what) => return Err(Fault(format!("the server answers garbage: {what}"))),
+        }
+        Ok(())
+    }
+
+    /// Compares every instance's ledger with what the clients saw. The last of what is returned
+    /// are the differences that are no single instance's.
+    pub fn compare(&self) -> (Vec<Compared>, Vec<String>) {
+        let mut seen = Seen::new(&self.ends, &self.ports);
+        let compare = |instance: &Instance| {
+            let remains = self.terms.starter.remains(instance);
+            let mut differences: Vec<String> = remains.complaint.iter().cloned().collect();
+            if let Some(books) = &remains.books {
+                differences.extend(seen.compare(books, &remains.journal));
+            }
+            Compared { remains, differences }
+        };
+        let compared: Vec<Compared> = self.instances.iter().map(compare).collect();
+        let has_ledger = compared.iter().all(|one| one.remains.books.is_some());
+        let rest = if has_ledger { seen.rest(&self.reset_in_queue()) } else { Vec::new() };
+        (compared, rest)
+    }
+
+    /// The ports of connections that no instance can have accepted: reset, without an answer to
+    /// their first request, and made in the last moment of a listener.
+    fn reset_in_queue(&self) -> Vec<u16> {
+        let firsts = self.ends.iter().filter(|end| end.nth == 0);
+        firsts.filter(|end| self.gap_of(end).is_some()).map(|end| end.port).collect()
+    }
+
+    /// How long before a listener's close the connection of a reset request was made, if it was
+    /// within the gap that the kernel leaves: [`GAP_MAX`], and with nobody else on the port.
+    pub fn gap_of(&self, end: &End) -> Option<Duration> {
+        let is_first = end.nth < end.kind.batch() && end.outcome == Outcome::ResetBeforeResponse;
+        let connected = end.connected.filter(|_| is_first && self.way == Way::StopStart)?;
+        let closings = self.instances.iter().filter_map(|instance| instance.closed);
+        closings.filter_map(|at| at.checked_sub(connected)).find(|before| *before <= GAP_MAX)
+    }
+}
+
+/// A connection made so shortly before the close of a listener that stands alone may be reset by
+/// the kernel: no call takes a connection and closes the queue in one.
+pub const GAP_MAX: Duration = Duration::from_millis(10);
+
+/// How often instances are looked at while nothing is heard from the clients.
+const LOOK: Duration = Duration::from_millis(1);

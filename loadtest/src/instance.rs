@@ -1,0 +1,315 @@
+//! One process of a server: started, watched, told to stop, and never left behind.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+use crate::books::{Books, Journal};
+use crate::listening;
+use crate::target::{Fault, Launch, Note, Seat, Target, Way};
+
+/// The one who starts instances.
+#[derive(Clone, Debug)]
+pub struct Starter {
+    /// What to start.
+    pub target: Arc<dyn Target>,
+    /// Whose process it is to be; `None` for our own user's.
+    pub user: Option<u32>,
+    /// Its working directory.
+    pub directory: PathBuf,
+    /// The beginning of time.
+    pub epoch: Instant,
+    /// How long it may take to say that it serves.
+    pub start_max: Duration,
+    /// How long it may take to stop.
+    pub stop_max: Duration,
+}
+
+/// A process that serves, or has served. Times are since the run began. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Instance {
+    child: Child,
+    seat: Seat,
+    log: Log,
+    /// Its listening sockets, once it is to stop.
+    listeners: BTreeSet<u64>,
+    /// When it was started.
+    pub started: Duration,
+    /// When it was told to stop.
+    pub signalled: Option<Duration>,
+    /// When the last of its listeners was seen to be gone: at most about a millisecond late.
+    pub closed: Option<Duration>,
+    /// When it was seen to be gone, and its exit status: 128 and the signal's for one that was
+    /// killed.
+    pub exited: Option<(Duration, i32)>,
+}
+
+/// What an instance leaves behind.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Its ledger, if it keeps one.
+    pub books: Option<Books>,
+    /// What it has logged.
+    pub journal: Journal,
+    /// What is wrong with its report.
+    pub complaint: Option<String>,
+}
+
+impl Starter {
+    /// Starts an instance and waits until it says that it serves.
+    ///
+    /// # Errors
+    /// When there is no such program, when it ends, and when nothing is said for too long.
+    pub fn start(&self, seat: Seat, listener: Option<&TcpListener>) -> Result<Instance, Fault> {
+        let launch = self.target.launch(&seat);
+        let what = format!("start {}", launch.program.display());
+        let mut command = command(launch, listener).map_err(Fault::of(&what))?;
+        command.current_dir(&self.directory).stdout(Stdio::null()).stderr(Stdio::piped());
+        if let Some(user) = self.user {
+            // As root this gives up the supplementary groups, too.
+            command.uid(user).gid(user);
+        }
+        let started = self.epoch.elapsed();
+        let mut child = command.spawn().map_err(Fault::of(&what))?;
+        let stderr = child.stderr.take();
+        let instance = Instance {
+            child,
+            seat,
+            log: Log::default(),
+            listeners: BTreeSet::new(),
+            started,
+            signalled: None,
+            closed: None,
+            exited: None,
+        };
+        if let Some(stderr) = stderr {
+            let (log, target) = (instance.log.clone(), Arc::clone(&self.target));
+            let thread = thread::Builder::new().name("log".to_owned());
+            let started = thread.spawn(move || log.fill(stderr, &*target));
+            started.map_err(Fault::of("start a thread"))?;
+        }
+        match instance.log.wait_ready(self.start_max) {
+            Ok(()) => Ok(instance),
+            Err(complaint) => Err(Fault(format!("the server never started: {complaint}"))),
+        }
+    }
+
+    /// Tells an instance to stop.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn stop(&self, instance: &mut Instance) -> Result<Duration, Fault> {
+        if instance.seat.way != Way::Inherited {
+            instance.listeners =
+                instance.own_listeners().map_err(Fault::of("list listening sockets"))?;
+        }
+        let at = self.epoch.elapsed();
+        instance.signalled = Some(at);
+        let stopped = self.target.stop(instance.pid());
+        stopped.map_err(Fault::of("tell the server to stop"))?;
+        Ok(at)
+    }
+
+    /// Looks how far an instance is on its way out.
+    ///
+    /// # Errors
+    /// When it is not gone in its time, or by itself: then it is killed.
+    pub fn look(&self, instance: &mut Instance) -> Result<(), Fault> {
+        if instance.exited.is_some() {
+            return Ok(());
+        }
+        if !instance.listeners.is_empty() && instance.closed.is_none() {
+            let open = listening::inodes(instance.seat.address.port());
+            let open = open.map_err(Fault::of("list listening sockets"))?;
+            if open.is_disjoint(&instance.listeners) {
+                instance.closed = Some(self.epoch.elapsed());
+            }
+        }
+        if let Some(status) = instance.child.try_wait().map_err(Fault::of("wait"))? {
+            instance.exited = Some((self.epoch.elapsed(), number(status)));
+            if instance.signalled.is_none() {
+                let (status, tail) = (number(status), instance.log.tail());
+                let what = format!("the server ended by itself, with status {status}: {tail}");
+                return Err(Fault(what));
+            }
+        } else if let Some(at) = instance.signalled
+            && self.epoch.elapsed() > at + self.stop_max
+        {
+            instance.kill();
+            let seconds = self.stop_max.as_secs_f64();
+            let tail = instance.log.tail();
+            let what =
+                format!("the server never stopped: it had {seconds} s; its last lines: {tail}");
+            return Err(Fault(what));
+        }
+        Ok(())
+    }
+
+    /// What an instance that is gone has left.
+    pub fn remains(&self, instance: &Instance) -> Remains {
+        let journal = instance.log.whole();
+        let report = fs::read_to_string(&instance.seat.report);
+        match report.map_err(|error| error.to_string()).and_then(|text| self.target.books(&text)) {
+            Ok(books) => Remains { books, journal, complaint: None },
+            Err(complaint) => Remains { books: None, journal, complaint: Some(complaint) },
+        }
+    }
+}
+
+impl Instance {
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Where it sits.
+    pub fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// The sockets that listen on its port and are its own: a successor may listen there, too.
+    fn own_listeners(&self) -> io::Result<BTreeSet<u64>> {
+        let on_port = listening::inodes(self.seat.address.port())?;
+        let mut own = BTreeSet::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid().as_raw_pid()))? {
+            // One that was closed meanwhile is no listener of a server that serves.
+            let Ok(link) = fs::read_link(entry?.path()) else { continue };
+            let link = link.to_string_lossy();
+            let inode = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+            own.extend(inode.and_then(|inode| inode.parse().ok()).filter(|i| on_port.contains(i)));
+        }
+        Ok(own)
+    }
+
+    fn kill(&mut self) {
+        // Fails when it has ended and was waited for: so much the better.
+        let _killed = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if self.exited.is_none() {
+            self.kill();
+        }
+    }
+}
+
+fn number(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// With a listener on descriptor 3, as `sd_listen_fds(3)` has it, and the variables that say so. A
+/// shell moves it there: what std can pass on safely is the standard input.
+fn command(launch: Launch, listener: Option<&TcpListener>) -> io::Result<Command> {
+    let mut command;
+    if let Some(listener) = listener {
+        command = Command::new("/bin/sh");
+        command.args(["-c", PASS_ON]).arg(&launch.program);
+        command.stdin(Stdio::from(OwnedFd::from(listener.try_clone()?)));
+    } else {
+        command = Command::new(&launch.program);
+        command.stdin(Stdio::null());
+    }
+    command.args(&launch.args).env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command.envs(launch.env);
+    Ok(command)
+}
+
+const PASS_ON: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$@\"";
+
+/// What a process writes to stderr, understood by its target.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    is_ready: bool,
+    /// Whether the other end is closed.
+    has_ended: bool,
+    journal: Journal,
+    last: VecDeque<String>,
+}
+
+impl Log {
+    fn fill(&self, source: ChildStderr, target: &dyn Target) {
+        for line in BufReader::new(source).split(b'\n') {
+            let Ok(line) = line else { break };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let note = target.note(&line);
+            let mut lines = self.lock();
+            if note == Note::Ready {
+                lines.is_ready = true;
+                self.0.1.notify_all();
+            }
+            if note == Note::Other || note == Note::Ready {
+                lines.last.push_back(line);
+                if lines.last.len() > TAIL_LINES {
+                    lines.last.pop_front();
+                }
+            }
+            lines.journal.add(note);
+        }
+        self.lock().has_ended = true;
+        self.0.1.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_ready(&self, patience: Duration) -> Result<(), String> {
+        let is_waiting = |lines: &mut Lines| !lines.is_ready && !lines.has_ended;
+        let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_waiting);
+        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if lines.is_ready {
+            return Ok(());
+        }
+        let what = if lines.has_ended { "it ended" } else { "it does not say that it serves" };
+        Err(format!("{what}; its last lines: {}", tail(&lines)))
+    }
+
+    /// Everything, once the process is gone.
+    fn whole(&self) -> Journal {
+        let is_open = |lines: &mut Lines| !lines.has_ended;
+        let waited = self.0.1.wait_timeout_while(self.lock(), LOG_MAX, is_open);
+        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut journal = lines.journal.clone();
+        if !lines.has_ended {
+            // Somebody else holds it: what is not here is missing.
+            journal.missing += 1;
+        }
+        journal
+    }
+
+    /// The last lines that mean nothing else, for a complaint.
+    fn tail(&self) -> String {
+        tail(&self.lock())
+    }
+}
+
+fn tail(lines: &Lines) -> String {
+    if lines.last.is_empty() {
+        return "none".to_owned();
+    }
+    lines.last.iter().cloned().collect::<Vec<_>>().join("\n")
+}
+
+const TAIL_LINES: usize = 5;
+
+/// How long the log of a process that is gone may take to be read.
+const LOG_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,21 @@
+//! x
+pub mod books;
+pub mod cli;
+pub mod client;
+pub mod drain;
+pub mod ebbtide;
+pub mod field;
+pub mod idle;
+pub mod instance;
+pub mod kind;
+pub mod listening;
+pub mod load;
+pub mod outcome;
+pub mod picture;
+pub mod response;
+pub mod restarts;
+pub mod results;
+pub mod schedule;
+pub mod table;
+pub mod target;
+pub mod trial;
