@@ -44,10 +44,12 @@ impl Plan {
         Plan { rates, users, seed }
     }
 
-    /// One kind alone.
+    /// One kind alone, at about this rate.
     pub fn only(kind: Kind, rate: f64, seed: u64) -> Plan {
         if kind == Kind::Paused {
-            return Plan { rates: Vec::new(), users: 4, seed };
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+            let users = (rate * f64::midpoint(PAUSE_MIN, PAUSE_MAX)).ceil() as u32;
+            return Plan { rates: Vec::new(), users, seed };
         }
         Plan { rates: vec![(kind, rate)], users: 0, seed }
     }
@@ -220,12 +222,12 @@ mod tests {
 
     #[test]
     fn users_pause_for_a_tenth_to_one_and_a_half_seconds_and_stay_on_one_thread() {
-        let plan = Plan::only(Kind::Paused, 0.0, 3);
+        let plan = Plan::only(Kind::Paused, 5.0, 3);
         for user in 0..4 {
             let of_user: Vec<_> =
                 plan.arrivals().filter(|arrival| arrival.user == user).take(500).collect();
             for two in of_user.windows(2) {
-                let pause = (two[1].at - two[0].at).as_secs_f64();
+                let pause = two[1].at.saturating_sub(two[0].at).as_secs_f64();
                 assert!((0.099..1.501).contains(&pause), "{pause}");
                 assert_eq!(two[0].shard(3), two[1].shard(3));
             }

@@ -1,0 +1,312 @@
+//! The judge is judged: servers of a few lines that misbehave, each in one way, and what the load
+//! generator says of them.
+
+mod bad;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use bad::Peer;
+use loadtest::client::Event;
+use loadtest::ebbtide::Ebbtide;
+use loadtest::kind::Kind;
+use loadtest::load::Load;
+use loadtest::outcome::{End, Outcome, Tally};
+use loadtest::schedule::Plan;
+use loadtest::target::Target;
+
+/// What clients told of a server.
+struct Told {
+    ends: Vec<End>,
+    faults: Vec<String>,
+}
+
+impl Told {
+    fn outcomes(&self) -> BTreeSet<Outcome> {
+        self.ends.iter().map(|end| end.outcome).collect()
+    }
+
+    fn count(&self, outcome: Outcome) -> u64 {
+        Tally::of(&self.ends).count(outcome)
+    }
+
+    /// The first request that ended so.
+    fn first(&self, outcome: Outcome) -> &End {
+        let found = self.ends.iter().find(|end| end.outcome == outcome);
+        found.unwrap_or_else(|| panic!("no {}: {:?}", outcome.name(), self.ends))
+    }
+}
+
+/// Loads a server with one kind of client until so many requests have ended.
+fn load(kind: Kind, serve: fn(&mut Peer)) -> Told {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    load_at(bad::start(listener, serve), kind)
+}
+
+fn load_at(to: SocketAddr, kind: Kind) -> Told {
+    let routes = Ebbtide { binary: "unused".into() }.routes();
+    let patience = if kind.is_slow() { PATIENCE_SLOW } else { PATIENCE };
+    let (rate, count) = if kind.is_slow() { (8.0, 6) } else { (50.0, 24) };
+    let load = Load { to, routes, plan: Plan::only(kind, rate, 11), threads: 2, patience };
+    let running = load.start(Instant::now()).unwrap();
+    let mut told = Told { ends: Vec::new(), faults: Vec::new() };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while told.ends.len() < count {
+        let left = deadline.saturating_duration_since(Instant::now());
+        told.note(running.events().recv_timeout(left).expect("requests come to an end"));
+    }
+    for event in running.finish() {
+        told.note(event);
+    }
+    told
+}
+
+impl Told {
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Ended(end) => self.ends.push(end),
+            Event::Fault(what) => self.faults.push(what),
+            Event::Connected { .. } => {}
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE_SLOW: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_good_server_loses_nothing_whatever_the_client() {
+    for kind in Kind::ALL {
+        let told = load(kind, bad::well);
+        assert_eq!(
+            told.outcomes(),
+            BTreeSet::from([Outcome::Ok]),
+            "{}: {:?}",
+            kind.name(),
+            told.ends
+        );
+        assert!(told.faults.is_empty(), "{:?}", told.faults);
+    }
+}
+
+#[test]
+fn nobody_there_is_refused_and_no_loss() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let told = load_at(address, Kind::Get);
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Refused]));
+    assert_eq!(Tally::of(&told.ends).losses(), 0);
+    assert!(told.ends.iter().all(|end| end.sent.is_none()));
+}
+
+#[test]
+fn a_reset_before_the_response_is_named() {
+    let told = load(Kind::Get, |peer| {
+        peer.request();
+        peer.reset();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
+    let first = told.first(Outcome::ResetBeforeResponse);
+    assert!(first.detail.starts_with("reset"), "{}", first.detail);
+    assert!(first.sent.is_some() && first.connected.is_some() && first.nth == 0);
+}
+
+#[test]
+fn a_silent_close_of_a_first_request_is_named() {
+    let told = load(Kind::Fresh, |peer| {
+        peer.request();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
+    assert_eq!(told.ends[0].detail, "closed without an answer");
+}
+
+#[test]
+fn an_early_fin_with_a_request_in_flight_is_a_stale_eof() {
+    for kind in [Kind::Get, Kind::Post, Kind::Paused] {
+        let told = load(kind, |peer| {
+            let asked = peer.request().unwrap();
+            peer.answer(&asked, "");
+            // The next one is read, and not answered.
+            peer.request();
+        });
+        assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Ok, Outcome::StaleEof]), "{kind:?}");
+        assert_eq!(told.first(Outcome::StaleEof).nth, 1);
+    }
+}
+
+#[test]
+fn a_reset_of_a_kept_connection_with_a_request_in_flight_is_named() {
+    let told = load(Kind::Get, |peer| {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, "");
+        peer.request();
+        peer.reset();
+    });
+    let expected = BTreeSet::from([Outcome::Ok, Outcome::ResetBeforeResponse]);
+    assert_eq!(told.outcomes(), expected, "{:?}", told.ends);
+}
+
+#[test]
+fn a_close_between_two_requests_loses_nothing() {
+    let told = load(Kind::Get, |peer| {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, "");
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Ok]), "{:?}", told.ends);
+}
+
+#[test]
+fn an_announced_close_is_kept_to() {
+    let told = load(Kind::Get, |peer| {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, "Connection: close\r\n");
+        assert!(peer.request().is_none(), "a request on a connection that was to be closed");
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::OkClose]));
+    assert!(told.ends.iter().all(|end| end.nth == 0));
+}
+
+#[test]
+fn a_body_shorter_than_its_length_is_truncated() {
+    let told = load(Kind::Get, |peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, Wor");
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Truncated]));
+    assert_eq!(told.ends[0].detail, "closed after 10 bytes of its body");
+}
+
+#[test]
+fn a_stream_without_its_last_chunk_is_truncated() {
+    let told = load(Kind::Streaming, |peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nchunk 0\n\r\n");
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Truncated]));
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_large_response_is_truncated() {
+    let told = load(Kind::SlowReader, |peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n");
+        peer.send(vec![0; 60_000]);
+        peer.reset();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Truncated]), "{:?}", told.ends);
+}
+
+#[test]
+fn a_lost_pipelined_answer_is_the_one_that_is_lost() {
+    for fields in [(|peer| three_of_four(peer, "")) as fn(&mut Peer), |peer| {
+        three_of_four(peer, "Connection: close\r\n")
+    }] {
+        let told = load(Kind::Pipelined, fields);
+        let lost = told.count(Outcome::StaleEof);
+        assert_eq!(lost * 4, told.ends.len() as u64, "{:?}", told.ends);
+        assert_eq!(Tally::of(&told.ends).answered(), lost * 3);
+        assert!(told.ends.iter().all(|end| (end.nth == 3) == end.outcome.is_loss()));
+    }
+}
+
+/// Answers three requests, the third with these fields, and closes.
+fn three_of_four(peer: &mut Peer, last: &str) {
+    for fields in ["", "", last] {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, fields);
+    }
+    peer.request();
+}
+
+#[test]
+fn an_answer_left_out_is_no_answer_to_the_next() {
+    let told = load(Kind::Pipelined, |peer| {
+        peer.request();
+        bad::well(peer);
+    });
+    assert!(told.count(Outcome::Status) > 0, "{:?}", told.ends);
+    assert!(told.faults[0].contains("another body"), "{:?}", told.faults);
+}
+
+#[test]
+fn another_status_and_another_body_are_no_answers() {
+    let told = load(Kind::Get, |peer| {
+        while peer.request().is_some() {
+            peer.send("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Status]));
+    assert_eq!(told.ends[0].detail, "status 503");
+    assert!(told.faults.is_empty(), "{:?}", told.faults);
+
+    let told = load(Kind::Get, |peer| {
+        while peer.request().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, Wurld!");
+        }
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Status]));
+    assert!(told.faults[0].contains("another body, of 13 bytes"), "{:?}", told.faults);
+}
+
+#[test]
+fn the_answer_to_somebody_else_is_noticed_by_its_id() {
+    let told = load(Kind::Get, |peer| {
+        while let Some(asked) = peer.request() {
+            peer.answer(&asked, "X-Request-Id: lt-424242\r\n");
+        }
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Status]));
+    assert_eq!(told.ends[0].detail, "the answer to lt-424242");
+}
+
+#[test]
+fn garbage_is_called_so() {
+    let told = load(Kind::Get, |peer| {
+        peer.request();
+        peer.send("220 mail.example ESMTP\r\n\r\n");
+        peer.request();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Status]));
+    assert!(told.faults[0].starts_with("no HTTP: no head"), "{:?}", told.faults);
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_called_so() {
+    let told = load(Kind::Get, |peer| {
+        while let Some(asked) = peer.request() {
+            peer.answer(&asked, "");
+            peer.answer(&asked, "");
+        }
+    });
+    assert!(told.faults[0].starts_with("an answer that nobody asked for"), "{:?}", told.faults);
+}
+
+#[test]
+fn no_answer_in_time_is_a_timeout() {
+    let told = load(Kind::Get, |peer| while peer.request().is_some() {});
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Timeout]));
+    let end = told.first(Outcome::Timeout);
+    assert!(end.latency() >= PATIENCE, "{:?}", end.latency());
+    assert_eq!(end.detail, "without a byte of the response");
+}
+
+#[test]
+fn a_slow_server_gets_no_fewer_requests_and_its_latency_counts_from_the_plan() {
+    // One connection at a time is served, and each request takes 100 ms: far below the 50 a second
+    // that are planned.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let told = load(Kind::Fresh, |peer| {
+        let _turn = ONE.lock().unwrap();
+        if let Some(asked) = peer.request() {
+            std::thread::park_timeout(Duration::from_millis(100));
+            peer.answer(&asked, "");
+        }
+    });
+    let planned: Vec<Duration> = told.ends.iter().map(|end| end.planned).collect();
+    let last = *planned.iter().max().unwrap();
+    assert!(told.ends.len() as f64 >= last.as_secs_f64() * 25.0, "{} in {last:?}", planned.len());
+    let longest = told.ends.iter().map(End::latency).max().unwrap();
+    assert!(longest >= Duration::from_millis(300), "{longest:?}");
+}
