@@ -30,8 +30,7 @@ pub fn run(terms: &Terms) -> Shutdown {
     if fault.is_some() {
         field.abandon();
     }
-    let mut trip = judge(&field, way, &[Mark { old: 0, successor: None }], fault.is_none());
-    trip.fault = fault;
+    let trip = judge(&field, way, &[Mark { old: 0, successor: None }], fault);
     Shutdown { trip, stories }
 }
 

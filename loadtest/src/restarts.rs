@@ -137,9 +137,7 @@ pub fn run(terms: &Terms, way: Way, times: u32, say: &mut dyn FnMut(&str)) -> Tr
     if fault.is_some() {
         field.abandon();
     }
-    let mut trip = judge(&field, way, &marks, fault.is_none());
-    trip.fault = fault;
-    trip
+    judge(&field, way, &marks, fault)
 }
 
 /// A restart while it is under way: which instance, and when the next one was started.
@@ -210,11 +208,12 @@ impl Trip {
     }
 }
 
-pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], is_whole: bool) -> Trip {
+pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], fault: Option<Fault>) -> Trip {
     let gap = |(at, end): (usize, &End)| field.gap_of(end).map(|before| (at, before));
     let gaps: Vec<(usize, Duration)> = field.ends.iter().enumerate().filter_map(gap).collect();
     // Of a run that broke off the ledgers say nothing: some instances were killed.
-    let (compared, differences) = if is_whole { field.compare() } else { Default::default() };
+    let (compared, differences) =
+        if fault.is_none() { field.compare() } else { Default::default() };
     let mut ledgers: Vec<Ledger> = compared
         .into_iter()
         .map(|one| Ledger { books: one.remains.books, differences: one.differences })
@@ -242,5 +241,5 @@ pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], is_whole: bool) -> 
         }
     });
     let restarts = restarts.collect();
-    Trip { way, restarts, last, differences, ends: field.ends.clone(), gaps, fault: None }
+    Trip { way, restarts, last, differences, ends: field.ends.clone(), gaps, fault }
 }

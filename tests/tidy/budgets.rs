@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::manifest::target_roots;
 use crate::source::{Kind, Place, Source, Token};
-use crate::tree::{FILES, Findings, SOURCES, src};
+use crate::tree::{FILES, Findings, SOURCES, programs, src};
 
 const COLUMNS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
@@ -102,7 +102,7 @@ fn folders_of_src_are_one_level_deep_and_named_for_what_is_in_them() {
 #[test]
 fn public_functions_take_enums_instead_of_bools() {
     let mut findings = Findings::default();
-    for source in src() {
+    for source in programs() {
         for function in source.functions().iter().filter(|function| function.is_public) {
             let is_bool = |two: &[Token]| two[0].is_mark(":") && two[1].is_word("bool");
             if function.parameters.windows(2).any(is_bool) {
@@ -135,9 +135,9 @@ fn nothing_is_left_unfinished() {
 }
 
 #[test]
-fn src_says_why_an_unwrap_cannot_fail() {
+fn programs_say_why_an_unwrap_cannot_fail() {
     let mut findings = Findings::default();
-    for source in src() {
+    for source in programs() {
         for three in source.tokens.windows(3).filter(|three| !three[0].in_test) {
             if three[0].is_mark(".") && three[1].is_word("unwrap") && three[2].is_mark("(") {
                 findings.at(&source.path, three[1].line, "`.unwrap()`");
@@ -168,9 +168,9 @@ fn every_test_runs_and_none_waits_by_sleeping() {
 }
 
 #[test]
-fn src_files_begin_with_what_they_are() {
+fn files_begin_with_what_they_are() {
     let mut findings = Findings::default();
-    for source in src().filter(|source| !source.text.starts_with("//! ")) {
+    for source in programs().filter(|source| !source.text.starts_with("//! ")) {
         findings.note(format!("{}: no `//!` at its head", source.path));
     }
     findings.none_or("begin the file with its essay: what it is, its invariants, its reasons");

@@ -26,6 +26,12 @@ pub(crate) fn src() -> impl Iterator<Item = &'static Source> {
     SOURCES.iter().filter(|source| source.path.starts_with("src/"))
 }
 
+/// The files of the crate and of the load generator: what is no test.
+pub(crate) fn programs() -> impl Iterator<Item = &'static Source> {
+    let places = ["src/", "loadtest/src/"];
+    SOURCES.iter().filter(move |source| places.iter().any(|place| source.path.starts_with(place)))
+}
+
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -42,7 +48,8 @@ fn collect(folder: &Path, inside: &str, files: &mut Vec<(String, String)>) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = if inside.is_empty() { name.clone() } else { format!("{inside}/{name}") };
         let kind = entry.file_type().expect("an entry has a type");
-        if kind.is_dir() && ![".git", "target"].contains(&name.as_str()) {
+        let is_ours = ![".git", "target"].contains(&name.as_str()) && path != "loadtest/results";
+        if kind.is_dir() && is_ours {
             collect(&entry.path(), &path, files);
         } else if kind.is_file()
             && name != "Cargo.lock"
