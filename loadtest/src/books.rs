@@ -223,3 +223,102 @@ impl<'a> Seen<'a> {
         differences
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kind::Kind;
+
+    const REPORT: &str = r#"{
+        "duration_seconds": 1.5, "phases_seconds": {"draining": 1.5}, "late_bytes": 0,
+        "requests": {
+            "begun": 3, "rejected": {"400": 0, "408": 0},
+            "finished": {"answered": 2, "refused": 0, "cut": 0, "abandoned": 1}
+        },
+        "connections": {"opened": 2, "closed": {"client_closed": 1, "reset": 1}}
+    }"#;
+
+    fn end(id: u64, outcome: Outcome) -> End {
+        let at = Duration::from_secs(id);
+        End {
+            id,
+            kind: Kind::Get,
+            outcome,
+            planned: at,
+            sent: Some(at),
+            ended: at,
+            connected: Some(at),
+            port: 1,
+            nth: 0,
+            detail: "".into(),
+        }
+    }
+
+    /// Three requests on two connections, one of them given up by its client.
+    fn ends() -> Vec<End> {
+        vec![end(1, Outcome::Ok), end(2, Outcome::OkClose), end(3, Outcome::Timeout)]
+    }
+
+    fn journal() -> Journal {
+        let outcomes = [(1, "answered"), (2, "answered"), (3, "abandoned")];
+        let requests = outcomes.map(|(id, outcome)| (Some(id), outcome.to_owned())).to_vec();
+        Journal { requests, closed: vec![1, 2], missing: 0 }
+    }
+
+    /// What is said of the journal after `change`, by the instance and by the whole.
+    fn said(ports: &[u16], change: impl FnOnce(&mut Journal)) -> String {
+        let (ends, mut journal) = (ends(), journal());
+        change(&mut journal);
+        let mut seen = Seen::new(&ends, ports);
+        let mut said = seen.compare(&Books::read(REPORT).unwrap(), &journal);
+        said.extend(seen.rest(&[]));
+        said.join("; ")
+    }
+
+    #[test]
+    fn equal_accounts_have_nothing_said_of_them() {
+        assert_eq!(said(&[1, 2], |_| {}), "");
+    }
+
+    #[test]
+    fn whatever_differs_is_said() {
+        type Change = fn(&mut Journal);
+        let cases: [(&str, Change); 9] = [
+            ("begun: 3 in its report, 2 in its log", |j| j.requests.truncate(2)),
+            ("abandoned: 1 in its report, 0 in its log", |j| j.requests[2].1 = "cut".to_owned()),
+            ("request 1 was begun 2 times", |j| j.requests[1].0 = Some(1)),
+            ("1 answered requests are in no log, the first of them 2", |j| {
+                j.requests[1].0 = Some(1);
+            }),
+            ("request 9 is in its log, but nobody sent it", |j| j.requests[1].0 = Some(9)),
+            ("a request of nobody is in its log", |j| j.requests[1].0 = None),
+            ("request 3 (get): answered at the server, timeout at the client", |j| {
+                j.requests[2].1 = "answered".to_owned();
+            }),
+            ("opened: 2 in its report, 1 in its log", |j| j.closed.truncate(1)),
+            ("4 lines of its log are missing", |j| j.missing = 4),
+        ];
+        for (expected, change) in cases {
+            let said = said(&[1, 2], change);
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_connection_too_many_is_said_unless_the_kernel_reset_it_in_the_queue() {
+        let said = said(&[1, 2, 7], |_| {});
+        assert!(said.contains("3 connections were established and 2 are in the logs"), "{said}");
+        let ends = ends();
+        let mut seen = Seen::new(&ends, &[1, 2, 7]);
+        assert!(seen.compare(&Books::read(REPORT).unwrap(), &journal()).is_empty());
+        assert!(seen.rest(&[7]).is_empty());
+    }
+
+    #[test]
+    fn a_report_that_is_none_is_said_to_be_none() {
+        assert!(Books::read("{").is_err());
+        assert_eq!(Books::read("{}"), Err("the report has no /requests/begun".to_owned()));
+    }
+}

@@ -210,7 +210,7 @@ impl Site {
 
     fn write(&self, name: &str, json: &Value, trips: &[Trip]) -> Result<(), Fault> {
         let title = format!(
-            "{}, {} quick requests a second and six slow or idle kinds beside them{}",
+            "{}, {} quick requests a second, with paused, slow and streaming clients beside them{}",
             self.heading.target,
             self.heading.rate,
             self.heading.user.map_or(String::new(), |user| format!(", as user {user}")),

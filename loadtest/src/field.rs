@@ -234,14 +234,23 @@ impl Field {
         firsts.filter(|end| self.gap_of(end).is_some()).map(|end| end.port).collect()
     }
 
-    /// How long before a listener's close the connection of a reset request was made, if it was
-    /// within the gap that the kernel leaves: [`GAP_MAX`], and with nobody else on the port.
+    /// How long before a listener's close the connection of a lost request was made, if the gap
+    /// that the kernel leaves explains its loss.
     pub fn gap_of(&self, end: &End) -> Option<Duration> {
-        let is_first = end.nth < end.kind.batch() && end.outcome == Outcome::ResetBeforeResponse;
-        let connected = end.connected.filter(|_| is_first && self.way == Way::StopStart)?;
-        let closings = self.instances.iter().filter_map(|instance| instance.closed);
-        closings.filter_map(|at| at.checked_sub(connected)).find(|before| *before <= GAP_MAX)
+        if self.way != Way::StopStart {
+            // Somebody else has the port, or the queue.
+            return None;
+        }
+        gap_before(end, self.instances.iter().filter_map(|instance| instance.closed))
     }
+}
+
+/// See [`Field::gap_of`]: reset, without an answer to the first that was asked on the connection,
+/// which was made at most [`GAP_MAX`] before one of the closings.
+fn gap_before(end: &End, mut closings: impl Iterator<Item = Duration>) -> Option<Duration> {
+    let is_first = end.nth < end.kind.batch() && end.outcome == Outcome::ResetBeforeResponse;
+    let connected = end.connected.filter(|_| is_first)?;
+    closings.find_map(|at| at.checked_sub(connected).filter(|before| *before <= GAP_MAX))
 }
 
 /// A connection made so shortly before the close of a listener that stands alone may be reset by
@@ -250,3 +259,36 @@ pub const GAP_MAX: Duration = Duration::from_millis(10);
 
 /// How often instances are looked at while nothing is heard from the clients.
 const LOOK: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Kind;
+
+    #[test]
+    fn only_a_reset_first_request_of_the_last_ten_milliseconds_met_the_gap() {
+        let ms = Duration::from_millis;
+        let closings = [ms(1_000), ms(5_000)];
+        let reset = |kind, connected, nth| End {
+            id: 1,
+            kind,
+            outcome: Outcome::ResetBeforeResponse,
+            planned: ms(990),
+            sent: Some(ms(995)),
+            ended: ms(1_001),
+            connected: Some(connected),
+            port: 1,
+            nth,
+            detail: "".into(),
+        };
+        let gap = |end: &End| gap_before(end, closings.into_iter());
+        assert_eq!(gap(&reset(Kind::Get, ms(995), 0)), Some(ms(5)));
+        assert_eq!(gap(&reset(Kind::Get, ms(4_990), 0)), Some(ms(10)));
+        assert_eq!(gap(&reset(Kind::Pipelined, ms(995), 3)), Some(ms(5)));
+        assert_eq!(gap(&reset(Kind::Get, ms(995), 1)), None, "a reused connection");
+        assert_eq!(gap(&reset(Kind::Get, ms(989), 0)), None, "eleven milliseconds before");
+        assert_eq!(gap(&reset(Kind::Get, ms(1_002), 0)), None, "after the close");
+        let truncated = End { outcome: Outcome::Truncated, ..reset(Kind::Get, ms(995), 0) };
+        assert_eq!(gap(&truncated), None, "another end");
+    }
+}

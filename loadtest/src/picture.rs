@@ -65,8 +65,7 @@ fn panel(svg: &mut String, trip: &Trip, top: f64) -> f64 {
             begin - 3.0
         ),
     );
-    let first = BEFORE.ceil();
-    let mut second = first;
+    let mut second = 0.0;
     while second <= AFTER {
         put(
             svg,
@@ -96,22 +95,24 @@ fn lane(svg: &mut String, trip: &Trip, restart: &Restart, y: f64, height: f64) {
         }
     }
     let inner = (height - 0.6).max(2.0);
-    for (at, longest) in longest.iter().enumerate() {
-        let colour = match longest {
-            Some(latency) => colour(*latency),
-            None if refused[at] => REFUSED,
-            None => continue,
-        };
-        #[allow(clippy::cast_precision_loss, reason = "below a thousand")]
-        let left = LEFT + at as f64 * BIN_WIDTH;
-        put(
-            svg,
-            format_args!(
-                "<rect x=\"{left:.1}\" y=\"{y:.1}\" width=\"{:.2}\" height=\"{inner:.1}\" \
-                 fill=\"{colour}\"/>\n",
-                BIN_WIDTH + 0.05
-            ),
-        );
+    let colours: Vec<Option<&str>> = longest
+        .iter()
+        .zip(refused)
+        .map(|(longest, refused)| longest.map(colour).or(refused.then_some(REFUSED)))
+        .collect();
+    let mut at = 0;
+    for same in colours.chunk_by(|one, next| one == next) {
+        let (left, width) = (LEFT + across(at), across(same.len()) + 0.05);
+        at += same.len();
+        if let Some(colour) = same[0] {
+            put(
+                svg,
+                format_args!(
+                    "<rect x=\"{left:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
+                     height=\"{inner:.1}\" fill=\"{colour}\"/>\n"
+                ),
+            );
+        }
     }
     if let Some(exited) = restart.exited.map(since).filter(|at| *at < AFTER) {
         put(
@@ -181,17 +182,24 @@ fn bin(seconds: f64) -> Option<usize> {
     Some(bin.min(BINS - 1))
 }
 
+/// The width of so many bins.
+fn across(bins: usize) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "below a thousand")]
+    let bins = bins as f64;
+    bins * BIN_WIDTH
+}
+
 fn x(seconds: f64) -> f64 {
     LEFT + (seconds - BEFORE) / (AFTER - BEFORE) * (RIGHT - LEFT)
 }
 
 /// Latencies below the first, and how they are shown; the last is all above.
 const STEPS: [(Duration, &str, &str); 6] = [
-    (Duration::from_millis(2), "< 2 ms", "#1d3b4a"),
-    (Duration::from_millis(5), "< 5 ms", "#1b5f6b"),
-    (Duration::from_millis(20), "< 20 ms", "#1b9e8f"),
-    (Duration::from_millis(100), "< 100 ms", "#8fbf5a"),
-    (Duration::from_secs(1), "< 1 s", "#d2b422"),
+    (Duration::from_millis(2), "under 2 ms", "#1d3b4a"),
+    (Duration::from_millis(5), "5 ms", "#1b5f6b"),
+    (Duration::from_millis(20), "20 ms", "#1b9e8f"),
+    (Duration::from_millis(100), "100 ms", "#8fbf5a"),
+    (Duration::from_secs(1), "1 s", "#d2b422"),
     (Duration::MAX, "more", "#e8894a"),
 ];
 
@@ -208,9 +216,9 @@ const LANES_HEIGHT: f64 = 240.0;
 
 /// Seconds from the signal that are shown.
 const BEFORE: f64 = -0.5;
-const AFTER: f64 = 4.0;
+const AFTER: f64 = 6.0;
 
 const BIN_MS: u32 = 25;
-const BINS: usize = 180;
-const BINS_F: f64 = 180.0;
+const BINS: usize = 260;
+const BINS_F: f64 = 260.0;
 const BIN_WIDTH: f64 = (RIGHT - LEFT) / BINS_F;

@@ -72,8 +72,9 @@ impl Told {
     }
 }
 
-const PATIENCE: Duration = Duration::from_millis(700);
-const PATIENCE_SLOW: Duration = Duration::from_secs(5);
+/// Longer than a busy machine keeps a thread waiting.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_SLOW: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_good_server_loses_nothing_whatever_the_client() {
@@ -131,7 +132,8 @@ fn an_early_fin_with_a_request_in_flight_is_a_stale_eof() {
             // The next one is read, and not answered.
             peer.request();
         });
-        assert_eq!(told.outcomes(), BTreeSet::from([Outcome::Ok, Outcome::StaleEof]), "{kind:?}");
+        let expected = BTreeSet::from([Outcome::Ok, Outcome::StaleEof]);
+        assert_eq!(told.outcomes(), expected, "{:?}", told.ends);
         assert_eq!(told.first(Outcome::StaleEof).nth, 1);
     }
 }
