@@ -62,8 +62,10 @@ pub enum Event {
     },
     /// A request has ended.
     Ended(End),
-    /// What came was no HTTP, or not what was asked for: nothing can be said of such a server.
-    Fault(String),
+    /// What came was no HTTP, or nothing that anybody asked for: such a server cannot be judged.
+    Garbage(String),
+    /// The load generator itself lacks something.
+    Failed(String),
 }
 
 /// See the module's essay.
@@ -304,7 +306,7 @@ impl Client {
         loop {
             if self.waiting.is_empty() && self.reader.has_begun() {
                 let what = format!("an answer that nobody asked for: {}", self.reader.progress());
-                events.push(Event::Fault(what));
+                events.push(Event::Garbage(what));
                 return Flow::Over;
             }
             match self.reader.take() {
@@ -315,7 +317,7 @@ impl Client {
                     }
                 }
                 Err(garbage) => {
-                    events.push(Event::Fault(format!("no HTTP: {garbage}")));
+                    events.push(Event::Garbage(format!("no HTTP: {garbage}")));
                     let detail = format!("no HTTP: {garbage}");
                     self.end_all(Outcome::Status, detail, now, events);
                     return Flow::Over;
@@ -342,9 +344,6 @@ impl Client {
         } else {
             (if closes { Outcome::OkClose } else { Outcome::Ok }, String::new())
         };
-        if response.status == 200 && outcome == Outcome::Status {
-            events.push(Event::Fault(format!("{} {}: {detail}", self.kind.name(), exchange.id)));
-        }
         events.push(Event::Ended(self.end(&exchange, outcome, detail.into(), now)));
         if closes || is_early {
             let behind = "behind an answer that announced the close";

@@ -90,8 +90,8 @@ impl Shutdown {
                 let counts = map.iter().filter(|(_, count)| **count > 0);
                 counts.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
             };
-            let phases: Vec<String> =
-                books.phases.iter().map(|(name, took)| format!("{name} {took:.3} s")).collect();
+            let took = |name: &str| Some(format!("{name} {:.3} s", books.phases.get(name)?));
+            let phases: Vec<String> = PHASES.into_iter().filter_map(took).collect();
             put(
                 &mut text,
                 format_args!(
@@ -130,3 +130,6 @@ const FIRST_ID: u64 = 1 << 61;
 
 /// The load goes on for so long when the server is gone.
 const AFTER: Duration = Duration::from_millis(500);
+
+/// The phases of ebbtide's shutdown, in their order.
+const PHASES: [&str; 4] = ["lame_duck", "draining", "cancelling", "cleaning_up"];

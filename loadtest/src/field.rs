@@ -204,7 +204,10 @@ impl Field {
         match event {
             Event::Connected { port, .. } => self.ports.push(port),
             Event::Ended(end) => self.ends.push(end),
-            Event::Fault(what) => return Err(Fault(format!("the server answers garbage: {what}"))),
+            Event::Garbage(what) => {
+                return Err(Fault(format!("the server answers garbage: {what}")));
+            }
+            Event::Failed(what) => return Err(Fault(what)),
         }
         Ok(())
     }

@@ -146,7 +146,7 @@ impl Loop {
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                self.told.push(Event::Fault(format!("epoll failed: {error}")));
+                self.told.push(Event::Failed(format!("epoll failed: {error}")));
             }
             let now = self.epoch.elapsed();
             for event in &events {
@@ -267,7 +267,7 @@ impl Loop {
                 self.drive(token, now);
             }
             Err(error) => {
-                self.told.push(Event::Fault(format!("no socket for a client: {error}")));
+                self.told.push(Event::Failed(format!("no socket for a client: {error}")));
                 for index in 0..u64::from(arrival.kind.batch()) {
                     self.told.push(Event::Ended(unsent(arrival, index, now)));
                 }
