@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::ebbtide::Ebbtide;
 use crate::field::Terms;
@@ -178,6 +181,7 @@ impl Site {
             threads: get(matches, "threads"),
             patience: get(matches, "request-timeout"),
             pause: get(matches, "pause"),
+            interrupted: interruption().map_err(Fault::of("catch signals"))?,
         };
         Ok(Site { terms, heading, out })
     }
@@ -247,6 +251,17 @@ impl Drop for Site {
         // What cannot be removed is in the directory for such things.
         let _removed = fs::remove_dir_all(&self.terms.starter.directory);
     }
+}
+
+/// Set by SIGINT and SIGTERM: the servers are ended and the results written before we go. A second
+/// one of them ends us at once.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, Arc::clone(&flag))?;
+        flag::register(signal, Arc::clone(&flag))?;
+    }
+    Ok(flag)
 }
 
 /// The server's release, built by the cargo that runs us.

@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -28,6 +30,8 @@ pub struct Terms {
     pub patience: Duration,
     /// How long the load stands before the first restart, and between two of them.
     pub pause: Duration,
+    /// Set when somebody wants the run to end.
+    pub interrupted: Arc<AtomicBool>,
 }
 
 /// See the module's essay.
@@ -169,6 +173,9 @@ impl Field {
 
     fn gather_until(&mut self, is_over: impl Fn(&Field) -> bool) -> Result<(), Fault> {
         while !is_over(self) {
+            if self.terms.interrupted.load(Ordering::Relaxed) {
+                return Err(Fault("interrupted by a signal".to_owned()));
+            }
             let told = if let Some(load) = &self.load {
                 load.events().recv_timeout(LOOK)
             } else {

@@ -68,7 +68,7 @@ pub struct World {
     pub signal: Duration,
 }
 
-/// Starts a client; its story is told when the server has closed, or after [`PATIENCE`].
+/// Starts a client; its story is told when the server has closed, or after 40 s.
 ///
 /// # Errors
 /// When no thread can be started.

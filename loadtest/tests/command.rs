@@ -3,11 +3,13 @@
 mod bad;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// A script in a directory of its own that stands for the server.
@@ -33,11 +35,15 @@ impl Scene {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         let limits = ["--start-timeout", "2", "--stop-timeout", "0.5", "--request-timeout", "1"];
         command.args(arguments).args(limits).arg("--binary").arg(self.directory.join("server"));
         command.arg("--out").arg(self.directory.join("out"));
-        command.output().unwrap()
+        command
     }
 
     fn result(&self, name: &str) -> Value {
@@ -141,6 +147,26 @@ fn losses_and_a_missing_report_are_status_1_and_named() {
     assert_eq!(losses.len() as u64, way["lost"].as_u64().unwrap());
     assert!(text(&output).contains("lost: get "), "{}", text(&output));
     assert!(text(&output).contains("unequal: stop_start 1: "), "{}", text(&output));
+}
+
+#[test]
+fn an_interrupted_run_leaves_no_server_and_writes_what_it_has() {
+    let pids = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interrupted.pid");
+    let scene = Scene::serving("interrupted", &format!("echo $$ >{}", pids.display()), "well");
+    let many = ["restarts", "--ways", "stop_start", "--times", "1000", "--pause", "0.1"];
+    let mut child =
+        scene.command(&many).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("stop_start 1/1000: stopped in"), "{line}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains("NOT FINISHED: interrupted by a signal"), "{}", text(&output));
+    assert!(scene.result("restarts-ebbtide.json")["ways"][0]["restarts"][0].is_object());
+    let last = fs::read_to_string(pids).unwrap();
+    assert!(!Path::new("/proc").join(last.trim()).exists(), "server {last} is left behind");
 }
 
 #[test]
