@@ -52,8 +52,9 @@ fn panel(svg: &mut String, trip: &Trip, top: f64) -> f64 {
     let height = (LANES_HEIGHT / lanes as f64).clamp(3.0, 18.0);
     let mut y = top + 22.0;
     let begin = y;
-    for restart in &trip.restarts {
-        lane(svg, trip, restart, y, height);
+    for (at, restart) in trip.restarts.iter().enumerate() {
+        let next = trip.restarts.get(at + 1).map_or(Duration::MAX, |next| next.signalled);
+        lane(svg, trip, restart, next, y, height);
         y += height;
     }
     let zero = x(0.0);
@@ -81,12 +82,13 @@ fn panel(svg: &mut String, trip: &Trip, top: f64) -> f64 {
     y + 34.0
 }
 
-fn lane(svg: &mut String, trip: &Trip, restart: &Restart, y: f64, height: f64) {
+/// What was due, or lost, until the next signal.
+fn lane(svg: &mut String, trip: &Trip, restart: &Restart, next: Duration, y: f64, height: f64) {
     let signal = restart.signalled.as_secs_f64();
     let mut longest: Vec<Option<Duration>> = vec![None; BINS];
     let mut refused = [false; BINS];
     let since = |at: Duration| at.as_secs_f64() - signal;
-    for end in trip.ends.iter().filter(|end| !end.kind.is_slow()) {
+    for end in trip.ends.iter().filter(|end| !end.kind.is_slow() && end.planned < next) {
         let Some(bin) = bin(since(end.planned)) else { continue };
         if end.outcome == Outcome::Refused {
             refused[bin] = true;
@@ -127,7 +129,7 @@ fn lane(svg: &mut String, trip: &Trip, restart: &Restart, y: f64, height: f64) {
     for (at, end) in trip.ends.iter().enumerate().filter(|(_, end)| end.outcome.is_loss()) {
         let is_gap = trip.gaps.iter().any(|(of, _)| *of == at);
         let when = since(end.ended);
-        if bin(when).is_some() {
+        if bin(when).is_some() && end.ended < next {
             dot(svg, end, x(when), y + height / 2.0, is_gap);
         }
     }
