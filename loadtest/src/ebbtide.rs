@@ -72,8 +72,12 @@ impl Target for Ebbtide {
         }
     }
 
-    fn books(&self, report: &str) -> Result<Option<Books>, String> {
-        Books::read(report).map(Some)
+    fn has_report(&self) -> bool {
+        true
+    }
+
+    fn books(&self, report: &str) -> Result<Books, String> {
+        Books::read(report)
     }
 }
 

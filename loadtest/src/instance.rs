@@ -158,9 +158,13 @@ impl Starter {
     /// What an instance that is gone has left.
     pub fn remains(&self, instance: &Instance) -> Remains {
         let journal = instance.log.whole();
+        if !self.target.has_report() {
+            return Remains { books: None, journal, complaint: None };
+        }
         let report = fs::read_to_string(&instance.seat.report);
-        match report.map_err(|error| error.to_string()).and_then(|text| self.target.books(&text)) {
-            Ok(books) => Remains { books, journal, complaint: None },
+        let report = report.map_err(|error| format!("its report: {error}"));
+        match report.and_then(|report| self.target.books(&report)) {
+            Ok(books) => Remains { books: Some(books), journal, complaint: None },
             Err(complaint) => Remains { books: None, journal, complaint: Some(complaint) },
         }
     }

@@ -108,7 +108,10 @@ impl Trip {
         for (number, restart) in (1..).zip(&self.restarts) {
             let of = format!("{} {number}", self.way.name());
             all.extend(restart.ledger.differences.iter().map(|what| format!("{of}: {what}")));
-            if let Some(status) = restart.status.filter(|status| *status != 0) {
+            // Of a server that writes no report its status says nothing.
+            let ledger = &restart.ledger;
+            let has_report = ledger.books.is_some() || !ledger.differences.is_empty();
+            if let Some(status) = restart.status.filter(|status| has_report && *status != 0) {
                 all.push(format!("{of}: the old instance ended with status {status}"));
             }
         }

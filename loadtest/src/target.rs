@@ -1,8 +1,8 @@
 //! What a server has to say of itself to be put under load.
 //!
 //! One implementation is ours, [`crate::ebbtide`]. Another server needs a [`Target`]: how it is
-//! started for a [`Seat`], how it is told to stop, which paths it serves, and what its log tells.
-//! A server that keeps no ledger is judged by its clients alone.
+//! started for a [`Seat`], how it is told to stop, which paths it serves, what its log tells, and
+//! whether it writes a report.
 
 use std::fmt;
 use std::io;
@@ -116,11 +116,14 @@ pub trait Target: fmt::Debug + Send + Sync {
         Ok(kill_process(pid, Signal::TERM)?)
     }
 
-    /// The ledger in a report, for a server that writes one.
+    /// Whether it writes a report; otherwise it is judged by its clients alone.
+    fn has_report(&self) -> bool;
+
+    /// The ledger in a report.
     ///
     /// # Errors
     /// What is wrong with the report.
-    fn books(&self, report: &str) -> Result<Option<Books>, String>;
+    fn books(&self, report: &str) -> Result<Books, String>;
 }
 
 /// Why a run could not be done or not be finished: it says nothing about losses.
