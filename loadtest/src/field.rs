@@ -244,6 +244,12 @@ impl Field {
         firsts.filter(|end| self.gap_of(end).is_some()).map(|end| end.port).collect()
     }
 
+    /// Lost requests so far, without those that the gap explains.
+    pub fn losses(&self) -> usize {
+        let lost = self.ends.iter().filter(|end| end.outcome.is_loss());
+        lost.filter(|end| self.gap_of(end).is_none()).count()
+    }
+
     /// How long before a listener's close the connection of a lost request was made, if the gap
     /// that the kernel leaves explains its loss.
     pub fn gap_of(&self, end: &End) -> Option<Duration> {

@@ -45,6 +45,8 @@ pub struct Restart {
     pub tally: Tally,
     /// Latencies of the quick kinds that ended then.
     pub latency: Latency,
+    /// How many of them were lost, without those that the gap explains.
+    pub losses: u64,
     /// How many connections met the gap.
     pub gaps: u64,
     /// The old instance's ledger.
@@ -174,13 +176,12 @@ fn drive(
         if let Some(mark) = marks.last_mut() {
             mark.successor = field.instances.last().map(|instance| instance.started);
         }
-        let tally = Tally::of(&field.ends);
         say(&format!(
             "{} {number}/{times}: stopped in {:.2} s; so far {} requests, {} lost",
             way.name(),
             took(field, old).as_secs_f64(),
-            tally.all(),
-            tally.losses()
+            Tally::of(&field.ends).all(),
+            field.losses()
         ));
         field.gather(terms.pause)?;
     }
@@ -229,7 +230,8 @@ pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], fault: Option<Fault
         let until = signals.get(at + 1).copied().unwrap_or(Duration::MAX);
         let is_within = |end: &&End| (*from..until).contains(&end.ended);
         let within: Vec<End> = field.ends.iter().filter(is_within).cloned().collect();
-        let firsts = gaps.iter().map(|(at, _)| &field.ends[*at]).filter(|end| end.nth == 0);
+        let met: Vec<&End> =
+            gaps.iter().map(|(at, _)| &field.ends[*at]).filter(is_within).collect();
         let instance = &field.instances[mark.old];
         Restart {
             signalled: *from,
@@ -239,7 +241,8 @@ pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], fault: Option<Fault
             successor: mark.successor,
             tally: Tally::of(&within),
             latency: Latency::of(&within),
-            gaps: firsts.filter(is_within).count() as u64,
+            losses: Tally::of(&within).losses() - met.len() as u64,
+            gaps: met.iter().filter(|end| end.nth == 0).count() as u64,
             ledger: ledgers.next().unwrap_or_default(),
         }
     });

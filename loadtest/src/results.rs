@@ -72,6 +72,7 @@ fn restart(restart: &Restart) -> Value {
         "successor_started": since(restart.successor),
         "requests": tally(&restart.tally),
         "latency": latency(&restart.latency),
+        "lost": restart.losses,
         "gap_connections": restart.gaps,
         "ledger": ledger(&restart.ledger),
     })

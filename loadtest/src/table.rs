@@ -81,7 +81,7 @@ pub fn findings(trip: &Trip) -> String {
 fn row(number: u32, restart: &Restart) -> Vec<String> {
     let stop = restart.exited.map(|at| at.saturating_sub(restart.signalled));
     let mut cells = vec![number.to_string()];
-    cells.extend(counts(&restart.tally, restart.tally.losses(), restart.gaps));
+    cells.extend(counts(&restart.tally, restart.losses, restart.gaps));
     cells.extend(latency(&restart.latency));
     cells.push(stop.map_or("-".to_owned(), |stop| format!("{:.2}", stop.as_secs_f64())));
     match &restart.ledger.books {
@@ -98,7 +98,7 @@ fn row(number: u32, restart: &Restart) -> Vec<String> {
 fn sum(trip: &Trip) -> Vec<String> {
     let tally = Tally::of(&trip.ends);
     let mut cells = vec!["sum".to_owned()];
-    cells.extend(counts(&tally, tally.losses(), trip.gap_connections()));
+    cells.extend(counts(&tally, trip.losses(), trip.gap_connections()));
     cells.extend(latency(&Latency::of(&trip.ends)));
     let ledgers = trip.restarts.iter().map(|restart| &restart.ledger).chain(&trip.last);
     let books: Vec<_> = ledgers.filter_map(|ledger| ledger.books.as_ref()).collect();
