@@ -15,6 +15,7 @@ use signal_hook::flag;
 use crate::ebbtide::Ebbtide;
 use crate::field::Terms;
 use crate::instance::Starter;
+use crate::peer::{self, Peer};
 use crate::restarts::Trip;
 use crate::results::{self, Heading};
 use crate::schedule::Plan;
@@ -79,6 +80,14 @@ fn options(command: Command) -> Command {
                 .value_name("PATH")
                 .value_parser(value_parser!(PathBuf))
                 .help("The server; without it, cargo builds ebbtide's release and that is taken"),
+        )
+        .arg(
+            Arg::new("peer")
+                .long("peer")
+                .value_name("NAME")
+                .conflicts_with("binary")
+                .value_parser(peer::NAMES)
+                .help("Another server, of loadtest/peers, built by `loadtest/peers/run build`"),
         )
         .arg(
             Arg::new("user")
@@ -146,19 +155,14 @@ impl Site {
         fs::create_dir_all(&out).map_err(Fault::of(&format!("write to {}", out.display())))?;
         let directory = env::temp_dir().join(format!("loadtest-{}", std::process::id()));
         fs::create_dir_all(&directory).map_err(Fault::of("make a directory"))?;
-        let mut binary = match matches.get_one::<PathBuf>("binary") {
-            Some(binary) => std::path::absolute(binary).map_err(Fault::of("find the server"))?,
-            None => built()?,
-        };
         if user.is_some() {
-            // Its own copy, for the tree it was built in may be closed to others.
-            let copy = directory.join("server");
-            fs::copy(&binary, &copy).map_err(Fault::of(&format!("copy {}", binary.display())))?;
             std::os::unix::fs::chown(&directory, user, user)
                 .map_err(Fault::of("give a directory to another user"))?;
-            binary = copy;
         }
-        let target: Arc<dyn Target> = Arc::new(Ebbtide { binary });
+        let target: Arc<dyn Target> = match matches.get_one::<String>("peer") {
+            Some(name) => Arc::new(Peer { name: name.clone(), script: root().join(PEERS) }),
+            None => Arc::new(Ebbtide { binary: binary(matches, user, &directory)? }),
+        };
         let (rate, seed) = (get(matches, "rate"), get(matches, "seed"));
         let heading = Heading {
             target: target.name().to_owned(),
@@ -192,6 +196,10 @@ impl Site {
         let ways: Vec<Way> = names.filter_map(|name| Way::named(name)).collect();
         let mut trips: Vec<Trip> = Vec::new();
         for way in ways {
+            if !self.terms.starter.target.ways().contains(&way) {
+                println!("{} cannot be replaced by {}\n", self.heading.target, way.name());
+                continue;
+            }
             let trip = restarts::run(&self.terms, way, times, &mut |line| eprintln!("{line}"));
             println!("{}", table::trip(&trip));
             let is_over = trip.fault.is_some();
@@ -264,6 +272,20 @@ fn interruption() -> io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// The program of ebbtide; for another user its own copy, for the tree may be closed to others.
+fn binary(matches: &ArgMatches, user: Option<u32>, directory: &Path) -> Result<PathBuf, Fault> {
+    let binary = match matches.get_one::<PathBuf>("binary") {
+        Some(binary) => std::path::absolute(binary).map_err(Fault::of("find the server"))?,
+        None => built()?,
+    };
+    if user.is_none() {
+        return Ok(binary);
+    }
+    let copy = directory.join("server");
+    fs::copy(&binary, &copy).map_err(Fault::of(&format!("copy {}", binary.display())))?;
+    Ok(copy)
+}
+
 /// The server's release, built by the cargo that runs us.
 fn built() -> Result<PathBuf, Fault> {
     let build = ["build", "--release", "-p", "ebbtide"];
@@ -288,5 +310,8 @@ fn root() -> &'static Path {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own)
 }
+
+/// What starts other servers.
+const PEERS: &str = "loadtest/peers/run";
 
 const OUT: &str = "loadtest/results";

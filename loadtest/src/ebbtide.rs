@@ -19,20 +19,23 @@ pub struct Ebbtide {
     pub binary: PathBuf,
 }
 
+/// Those of `ebbtide serve`, which other servers are given as well.
+pub(crate) const ROUTES: Routes = Routes {
+    text: "/plaintext",
+    text_body: "Hello, World!",
+    echo: "/echo",
+    bytes: "/bytes/",
+    upload: "/upload",
+    stream: "/stream/",
+};
+
 impl Target for Ebbtide {
     fn name(&self) -> &'static str {
         "ebbtide"
     }
 
     fn routes(&self) -> Routes {
-        Routes {
-            text: "/plaintext",
-            text_body: "Hello, World!",
-            echo: "/echo",
-            bytes: "/bytes/",
-            upload: "/upload",
-            stream: "/stream/",
-        }
+        ROUTES
     }
 
     fn ways(&self) -> &[Way] {

@@ -15,7 +15,7 @@
 //! | [`response`] | responses taken apart, strictly; pure |
 //! | [`client`] | one connection of a correct client |
 //! | [`load`] | threads, each a loop over its connections |
-//! | [`target`] | what a server has to say of itself; [`ebbtide`] is the first to |
+//! | [`target`] | what a server has to say of itself; [`ebbtide`], and each [`peer`] |
 //! | [`instance`] | a process of a server, from its start to its end; [`listening`] sockets |
 //! | [`books`] | the server's ledger against what the clients saw: which equalities, and why |
 //! | [`field`] | a load and the instances under it; [`trial`] comes before |
@@ -44,6 +44,7 @@ pub mod kind;
 pub mod listening;
 pub mod load;
 pub mod outcome;
+pub mod peer;
 pub mod picture;
 pub mod response;
 pub mod restarts;
