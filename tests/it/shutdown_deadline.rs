@@ -359,3 +359,18 @@ fn without_force_the_server_waits_on() {
     assert_eq!((report.exit_status, report.refused, report.cut), (0, 0, 0));
     assert_eq!(report.budget_left, ms(0));
 }
+
+#[test]
+fn the_end_of_a_response_that_stays_in_the_kernel_is_a_loss() {
+    let served = Served::ending(
+        Policy { timeout: ms(1000), ..Policy::default() },
+        app(&Gate::default()).route("/large", get(|_: Request| Body::from(vec![b'x'; 1 << 20]))),
+    );
+    let mut client = served.client();
+    client.send(request("/large"));
+    // The kernel has taken all of it, the client nothing.
+    served.until_finished(RequestOutcome::Answered, 1);
+    served.begin_shutdown();
+    let report = served.report();
+    assert_eq!((report.cut, report.cut_connections, report.exit_status), (0, 1, 3));
+}
