@@ -104,7 +104,7 @@ pub use reactor::sleep::{Sleep, sleep};
 pub use report::{LostLine, Report};
 pub use server::{
     ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, InheritedListeners, Options,
-    Server, Snapshot, StartError, Workers, inherited_listeners,
+    Server, ServiceManager, Snapshot, StartError, Workers, inherited_listeners, service_manager,
 };
 pub use signals::{Signals, setup_signal_handlers};
 

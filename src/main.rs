@@ -18,7 +18,8 @@ use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
     Address, AtDeadline, HalfClose, HealthOn, InFlight, InheritedListeners, Limits, Options,
-    Policy, Report, Server, StartError, Workers, inherited_listeners, setup_signal_handlers,
+    Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
+    setup_signal_handlers,
 };
 
 fn main() -> ExitCode {
@@ -138,7 +139,13 @@ fn start(
         Lab::Off
     };
     let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
-    server.with_signals(signals).run()
+    let server = server.with_signals(signals);
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return server.run();
+    }
+    let manager = service_manager()
+        .map_err(|source| StartError::System { what: "start a thread", source })?;
+    server.with_service_manager(manager).run()
 }
 
 /// What is left of the budget now that the report's file has been written, or given up.

@@ -14,6 +14,7 @@ use super::endpoint::{Command, Endpoint};
 use super::handle::GracefulShutdown;
 use super::holders::Inquiry;
 use super::hooks;
+use super::manager::ServiceManager;
 use super::narrate;
 use super::trim::Trim;
 use super::worker::{Pulse, WorkerMail};
@@ -74,6 +75,7 @@ pub struct Control {
     pub drain: Drain,
     pub mailbox: Mailbox<ControlMail>,
     pub signals: Option<Signals>,
+    pub manager: Option<ServiceManager>,
     pub admin: Option<Endpoint>,
     /// `Some` with `workers = 0`.
     pub public: Option<Endpoint>,
@@ -150,6 +152,11 @@ impl Control {
             }
             self.next_tick = now + TICK_INTERVAL;
         }
+        if before == Phase::Running
+            && let Some(manager) = &self.manager
+        {
+            manager.stopping(&self.progress(now));
+        }
         self.status.set_phase(phase);
         self.phases.push((phase, now));
         self.publish();
@@ -164,6 +171,9 @@ impl Control {
     /// The shutdown was taken back.
     fn forget(&mut self, now: Instant) {
         narrate::undone(&self.reason);
+        if let Some(manager) = &self.manager {
+            manager.serving();
+        }
         self.status.set_phase(Phase::Running);
         self.status.set_shutdown(ShutdownFacts::default());
         self.handle.set_undone();
@@ -388,7 +398,32 @@ impl Control {
             // Nobody knows how long this goes on: say it less often.
             self.next_tick = now + OVERTIME_INTERVAL;
         }
-        narrate::progress(&self.progress(now), &self.workers, now);
+        let progress = self.progress(now);
+        narrate::progress(&progress, &self.workers, now);
+        if let Some(manager) = &self.manager {
+            manager.progress(&progress);
+        }
+    }
+
+    /// Tells the service manager that clients are served.
+    pub fn say_ready(&mut self, now: Instant) {
+        if let Some(manager) = &mut self.manager {
+            manager.ready(now);
+        }
+    }
+
+    /// Asks the workers for a sign of life when the service manager wants one.
+    fn watch_workers(&mut self, now: Instant) {
+        let Some(manager) = &mut self.manager else { return };
+        let has_answered = |worker: &WorkerView, ping| {
+            worker.is_lost || worker.mailbox.is_none() || worker.pulse.has_answered(ping)
+        };
+        let all = |ping| self.workers.iter().all(|worker| has_answered(worker, ping));
+        if let Some(ping) = manager.watch(now, all) {
+            for mailbox in self.workers.iter().filter_map(|worker| worker.mailbox.as_ref()) {
+                mailbox.post(WorkerMail::Ping(ping));
+            }
+        }
     }
 }
 
@@ -403,6 +438,8 @@ impl Host for Control {
         let endpoints = self.endpoints().filter_map(Endpoint::deadline).min();
         let dealer = self.dealer.as_ref().and_then(Dealer::deadline);
         let own = self.next_tick.min(self.next_look);
+        let watchdog = self.manager.as_ref().and_then(ServiceManager::deadline);
+        let own = watchdog.map_or(own, |at| at.min(own));
         let shutdown = earliest(self.drain.deadline(), self.cleanup.deadline());
         earliest(earliest(Some(own), shutdown), earliest(endpoints, dealer))
     }
@@ -429,6 +466,7 @@ impl Host for Control {
             self.go_on_cleaning(starts, now);
         }
         self.feed(now, Input::Expired);
+        self.watch_workers(now);
         if now >= self.next_look {
             self.look_at_workers(now);
         }

@@ -13,6 +13,7 @@ mod holders;
 mod hooks;
 mod inherited;
 mod listener;
+mod manager;
 mod narrate;
 mod options;
 mod site;
@@ -36,6 +37,7 @@ use self::handle::Joined;
 pub use self::handle::{ActiveWork, GracefulShutdown, Snapshot};
 pub use self::inherited::{InheritedListeners, inherited_listeners};
 use self::listener::{AllBound, Bound, PortUse};
+pub use self::manager::{ServiceManager, service_manager};
 pub use self::options::{HealthOn, Options, Workers};
 use self::site::SiteSetup;
 use self::trim::Trim;
@@ -64,6 +66,7 @@ pub struct Server {
     reactor: Reactor,
     mailbox: Mailbox<ControlMail>,
     signals: Option<Signals>,
+    manager: Option<ServiceManager>,
     views: Vec<(SiteSetup, Arc<Pulse>)>,
     status: Arc<Status>,
     handle: Joined,
@@ -132,6 +135,7 @@ impl Server {
             handle: handle.join(mailbox.clone(), Arc::clone(&status))?,
             connections_max: options.connections_max(),
             signals: None,
+            manager: None,
             options,
             addresses: bound.addresses.clone(),
             bound,
@@ -146,6 +150,13 @@ impl Server {
     #[must_use]
     pub fn with_signals(mut self, signals: Signals) -> Server {
         self.signals = Some(signals);
+        self
+    }
+
+    /// Tells the service manager how the server is.
+    #[must_use]
+    pub fn with_service_manager(mut self, manager: ServiceManager) -> Server {
+        self.manager = Some(manager);
         self
     }
 
@@ -205,6 +216,7 @@ impl Server {
         control.look_for_elders(self.reactor.now());
         self.status.set_listening();
         self.handle.handle().set_listening();
+        control.say_ready(self.reactor.now());
         narrate::started(&listen, &admin, workers, self.connections_max);
         while control.verdict.is_none() {
             self.reactor
@@ -231,6 +243,7 @@ impl Server {
             drain: Drain::new(self.options.shutdown.clone()),
             mailbox: self.mailbox.clone(),
             signals: self.signals.take(),
+            manager: self.manager.take(),
             admin: None,
             public: None,
             dealer: None,

@@ -28,6 +28,8 @@ pub enum WorkerMail {
     Connection(Stream, Peer, Seat),
     /// What are your connections doing?
     Question(Question),
+    /// The service manager wants a sign of life.
+    Ping(u64),
 }
 
 /// What a worker is made of, on its way to its thread.
@@ -57,11 +59,26 @@ pub struct Pulse {
     turn_began: AtomicU64,
     /// Set once the worker's listeners are retired and its connections gone.
     pub quiet: AtomicBool,
+    /// The last question for a sign of life that was answered.
+    pong: AtomicU64,
 }
 
 impl Pulse {
     pub fn new(epoch: Instant) -> Arc<Pulse> {
-        Arc::new(Pulse { epoch, turn_began: AtomicU64::new(0), quiet: AtomicBool::new(false) })
+        Arc::new(Pulse {
+            epoch,
+            turn_began: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            pong: AtomicU64::new(0),
+        })
+    }
+
+    fn answer(&self, ping: u64) {
+        self.pong.store(ping, Ordering::Relaxed);
+    }
+
+    pub fn has_answered(&self, ping: u64) -> bool {
+        self.pong.load(Ordering::Relaxed) >= ping
     }
 
     pub fn begin_turn(&self, now: Instant) {
@@ -191,6 +208,7 @@ impl Host for Worker {
                 WorkerMail::Connection(stream, peer, seat) => {
                     self.endpoint.take(stream, peer, seat, now);
                 }
+                WorkerMail::Ping(ping) => self.pulse.answer(ping),
                 WorkerMail::Question(question) => question.answer(|| self.endpoint.holds(now)),
             }
         }

@@ -27,6 +27,7 @@ mod embedded;
 mod hooks;
 mod listeners;
 mod logs;
+mod manager;
 mod promises;
 mod proxies;
 mod refusals;
