@@ -42,6 +42,8 @@ pub(super) struct Hot<T: Transport + 'static> {
     progress: Instant,
     /// How much of the output the kernel had taken at the last look.
     flushed: u64,
+    /// Whether hyper was polled for the rest of a body that nobody wanted.
+    asked_for_rest: bool,
     /// Whether output waits for the client.
     stalled: bool,
     /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
@@ -80,6 +82,7 @@ impl<T: Transport> Hot<T> {
             head_since: None,
             progress: now,
             flushed: 0,
+            asked_for_rest: false,
             stalled: false,
             unacknowledged: 0,
         }
@@ -233,8 +236,11 @@ impl<T: Transport> Hot<T> {
             return Ran::Linger(Manner::Sending, self.flow.close_outcome());
         }
         if !self.expects_head() {
-            return Ran::Wait(None);
+            // hyper takes what is there of a body that was dropped at its next poll.
+            let has_asked = std::mem::replace(&mut self.asked_for_rest, true);
+            return if has_asked { Ran::Wait(None) } else { Ran::Again };
         }
+        self.asked_for_rest = false;
         match self.look_ahead(now) {
             Ahead::Head => Ran::Again,
             Ahead::Is(ran) => ran,

@@ -407,6 +407,10 @@ impl<T: Transport> Wire<T> {
             Frame::Chunked if self.chunked.is_broken() => flow.frame.set(Frame::Anything),
             Frame::Head | Frame::Chunked | Frame::Anything => {}
         }
+        if flow.site().mode.get().announces() {
+            // This request may be answered before hyper's poll ends.
+            self.look_behind(flow)?;
+        }
         flow.ahead.set(self.ahead());
         Poll::Ready(Ok(()))
     }
