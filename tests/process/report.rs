@@ -68,7 +68,7 @@ fn the_report_of_a_shutdown_is_drawn_from_its_file_and_from_the_log() {
     for part in [
         "Shutdown by SIGTERM at 20",
         "of a budget of 2.000 s",
-        "  exit status 3: the shutdown refused or cut at least one request\n",
+        "  exit status 3: the shutdown refused or cut at least one request or connection\n",
         "\n  draining           ███████",
         "\nSlowest requests\n  answered           ◂█",
         "    GET /sleep/500 from 127.0.0.1:",
