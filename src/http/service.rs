@@ -119,7 +119,7 @@ impl Future for GateFuture {
 }
 
 /// The rules of RFC 9112 that hyper leaves to its user.
-fn inspect<B>(request: &http::Request<B>) -> Result<(), RejectedCode> {
+fn inspect<B: HttpBody>(request: &http::Request<B>) -> Result<(), RejectedCode> {
     let headers = request.headers();
     // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
     let mut hosts = headers.get_all(HOST).iter();
@@ -129,7 +129,10 @@ fn inspect<B>(request: &http::Request<B>) -> Result<(), RejectedCode> {
         _ => return Err(RejectedCode::BadRequest),
     }
     // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list that
-    // ends in chunked.
+    // ends in chunked. A body whose size it knows has none.
+    if request.body().size_hint().exact().is_some() {
+        return Ok(());
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, None) => Ok(()),
@@ -141,23 +144,24 @@ fn inspect<B>(request: &http::Request<B>) -> Result<(), RejectedCode> {
 /// Whether `host` is `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is
 /// allowed: a client sends it for targets without an authority.
 fn is_host(host: &[u8]) -> bool {
-    let Ok(host) = str::from_utf8(host) else { return false };
-    let (is_name, rest) = if let Some(rest) = host.strip_prefix('[') {
-        let Some((literal, rest)) = rest.split_once(']') else { return false };
-        (literal.parse::<Ipv6Addr>().is_ok(), rest)
+    let (is_name, rest) = if let Some(rest) = host.strip_prefix(b"[") {
+        let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+        let literal = str::from_utf8(&rest[..end]).unwrap_or_default();
+        (literal.parse::<Ipv6Addr>().is_ok(), &rest[end + 1..])
     } else {
-        let (name, rest) = host.split_at(host.find(':').unwrap_or(host.len()));
-        (is_reg_name(name.as_bytes()), rest)
+        let end = host.iter().position(|byte| *byte == b':').unwrap_or(host.len());
+        (is_reg_name(&host[..end]), &host[end..])
     };
-    let is_port = match rest.strip_prefix(':') {
-        None => rest.is_empty(),
-        // Empty is allowed (RFC 3986, 3.2.3); a sign, which `parse` takes, is not.
-        Some(port) => {
-            port.is_empty()
-                || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
-        }
-    };
-    is_name && is_port
+    is_name && (rest.is_empty() || rest.strip_prefix(b":").is_some_and(is_port))
+}
+
+/// Digits, of a number that is a port; none are allowed (RFC 3986, 3.2.3).
+fn is_port(digits: &[u8]) -> bool {
+    let mut port: u32 = 0;
+    digits.iter().all(|byte| {
+        port = port * 10 + u32::from(byte.wrapping_sub(b'0'));
+        byte.is_ascii_digit() && u16::try_from(port).is_ok()
+    })
 }
 
 /// A registered name or an IPv4 address: a percent sign is followed by two digits.
@@ -165,23 +169,45 @@ fn is_reg_name(name: &[u8]) -> bool {
     let mut rest = name;
     while let [byte, after @ ..] = rest {
         rest = match (byte, after) {
+            _ if NAME_BYTES[usize::from(*byte)] => after,
             (b'%', [high, low, after @ ..])
                 if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
             {
                 after
             }
-            (b'%', _) => return false,
-            _ if is_name_byte(*byte) => after,
             _ => return false,
         };
     }
     true
 }
 
-/// Unreserved or sub-delims.
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
-}
+/// Unreserved or sub-delims, by byte: a request's `Host` is looked at byte by byte.
+static NAME_BYTES: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let mut byte: u8 = 0;
+    while byte < 128 {
+        bytes[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b','
+                    | b';'
+                    | b'='
+            );
+        byte += 1;
+    }
+    bytes
+};
 
 /// The application behind hyper's interface.
 pub(super) struct Call {
