@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io};
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::compare::{self, Sum};
 use crate::ebbtide::Ebbtide;
 use crate::field::Terms;
 use crate::instance::Starter;
@@ -36,22 +37,15 @@ pub fn command() -> Command {
         .after_help(STATUSES)
         .subcommand_required(true)
         .subcommand(
-            options(Command::new("restarts"))
-                .about("Replaces the server under load again and again")
-                .arg(number("times", "10", "How often it is replaced in each way"))
-                .arg(
-                    Arg::new("ways")
-                        .long("ways")
-                        .value_name("LIST")
-                        .default_value("reuse_port,inherited,stop_start")
-                        .value_delimiter(',')
-                        .value_parser(Way::ALL.map(Way::name))
-                        .help("The ways in which it is replaced, in this order"),
-                )
-                .arg(seconds("pause", "0.8", "Load before the first restart and between two")),
+            restarting(other(options(Command::new("restarts"))))
+                .about("Replaces the server under load again and again"),
         )
         .subcommand(
-            options(Command::new("drain"))
+            restarting(options(Command::new("compare")))
+                .about("The same with ebbtide and each server of loadtest/peers, in turn"),
+        )
+        .subcommand(
+            other(options(Command::new("drain")))
                 .about("Stops the server once, under load and beside idle clients, and explains it")
                 .arg(seconds("pause", "1.5", "Load before the signal")),
         )
@@ -82,6 +76,37 @@ fn options(command: Command) -> Command {
                 .help("The server; without it, cargo builds ebbtide's release and that is taken"),
         )
         .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the results go [default: loadtest/results]"),
+        )
+        .arg(seconds("request-timeout", "10", "A request may take so long"))
+        .arg(seconds("start-timeout", "10", "The server may take so long to say that it serves"))
+        .arg(seconds("stop-timeout", "40", "The server may take so long to stop"))
+}
+
+/// What tells how often and how a server is replaced.
+fn restarting(command: Command) -> Command {
+    command
+        .arg(number("times", "10", "How often it is replaced in each way"))
+        .arg(
+            Arg::new("ways")
+                .long("ways")
+                .value_name("LIST")
+                .default_value("reuse_port,inherited,stop_start")
+                .value_delimiter(',')
+                .value_parser(Way::ALL.map(Way::name))
+                .help("The ways in which it is replaced, in this order"),
+        )
+        .arg(seconds("pause", "0.8", "Load before the first restart and between two"))
+}
+
+/// What makes the server another one, or another one's.
+fn other(command: Command) -> Command {
+    command
+        .arg(
             Arg::new("peer")
                 .long("peer")
                 .value_name("NAME")
@@ -96,16 +121,6 @@ fn options(command: Command) -> Command {
                 .value_parser(value_parser!(u32))
                 .help("The server's user, such as 65532 (needs root)"),
         )
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .value_parser(value_parser!(PathBuf))
-                .help("Where the results go [default: loadtest/results]"),
-        )
-        .arg(seconds("request-timeout", "10", "A request may take so long"))
-        .arg(seconds("start-timeout", "10", "The server may take so long to say that it serves"))
-        .arg(seconds("stop-timeout", "40", "The server may take so long to stop"))
 }
 
 fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
@@ -132,6 +147,7 @@ pub fn run(matches: &ArgMatches) -> u8 {
     let Some((name, matches)) = matches.subcommand() else { return FAULT };
     let done = Site::new(matches).and_then(|site| match name {
         "restarts" => site.restarts(matches),
+        "compare" => site.compare(matches),
         _ => site.drain(),
     });
     done.unwrap_or_else(|fault| {
@@ -150,7 +166,7 @@ struct Site {
 
 impl Site {
     fn new(matches: &ArgMatches) -> Result<Site, Fault> {
-        let user = matches.get_one::<u32>("user").copied();
+        let user = matches.try_get_one::<u32>("user").ok().flatten().copied();
         let out = matches.get_one::<PathBuf>("out").cloned().unwrap_or_else(|| root().join(OUT));
         fs::create_dir_all(&out).map_err(Fault::of(&format!("write to {}", out.display())))?;
         let directory = env::temp_dir().join(format!("loadtest-{}", std::process::id()));
@@ -159,8 +175,8 @@ impl Site {
             std::os::unix::fs::chown(&directory, user, user)
                 .map_err(Fault::of("give a directory to another user"))?;
         }
-        let target: Arc<dyn Target> = match matches.get_one::<String>("peer") {
-            Some(name) => Arc::new(Peer { name: name.clone(), script: root().join(PEERS) }),
+        let target: Arc<dyn Target> = match matches.try_get_one::<String>("peer").ok().flatten() {
+            Some(name) => peer(name),
             None => Arc::new(Ebbtide { binary: binary(matches, user, &directory)? }),
         };
         let (rate, seed) = (get(matches, "rate"), get(matches, "seed"));
@@ -192,10 +208,8 @@ impl Site {
 
     fn restarts(&self, matches: &ArgMatches) -> Result<u8, Fault> {
         let times = get(matches, "times");
-        let names = matches.get_many::<String>("ways").into_iter().flatten();
-        let ways: Vec<Way> = names.filter_map(|name| Way::named(name)).collect();
         let mut trips: Vec<Trip> = Vec::new();
-        for way in ways {
+        for way in ways(matches) {
             if !self.terms.starter.target.ways().contains(&way) {
                 println!("{} cannot be replaced by {}\n", self.heading.target, way.name());
                 continue;
@@ -210,6 +224,76 @@ impl Site {
             }
         }
         Ok(self.verdict(&trips))
+    }
+
+    /// Says what each server lost; the exit status is ebbtide's.
+    fn compare(&self, matches: &ArgMatches) -> Result<u8, Fault> {
+        let times: u32 = get(matches, "times");
+        let mut servers = vec![(Arc::clone(&self.terms.starter.target), Vec::new())];
+        servers.extend(peer::NAMES.map(|name| (peer(name), Vec::new())));
+        let mut sums: Vec<Sum> = Vec::new();
+        for way in ways(matches) {
+            let able = servers.iter().filter(|(target, _)| target.ways().contains(&way));
+            let begin = sums.len();
+            sums.extend(able.map(|(target, _)| Sum::new(target.name(), way)));
+            for done in (0..times).step_by(ROUND as usize) {
+                let sums = &mut sums[begin..];
+                self.round(way, done, ROUND.min(times - done), &mut servers, sums)?;
+                self.write_comparison(&servers)?;
+            }
+        }
+        println!("{}", compare::table(&sums));
+        let faults = servers.iter().flat_map(|(target, trips)| {
+            let faults = trips.iter().filter_map(|trip| trip.fault.as_ref());
+            faults.map(|fault| format!("NOT FINISHED: {}: {fault}", target.name()))
+        });
+        let faults: Vec<String> = faults.collect();
+        println!("{}", faults.join("\n"));
+        // What the others lose is what is to be seen.
+        let status = self.verdict(&servers[0].1);
+        Ok(if faults.is_empty() { status } else { FAULT })
+    }
+
+    /// Some restarts of each server, with the same plan.
+    fn round(
+        &self,
+        way: Way,
+        done: u32,
+        times: u32,
+        servers: &mut [Compared],
+        sums: &mut [Sum],
+    ) -> Result<(), Fault> {
+        for sum in sums {
+            let of_name = |(target, _): &&mut Compared| target.name() == sum.server;
+            let Some((target, trips)) = servers.iter_mut().find(of_name) else { continue };
+            let mut terms = self.terms.clone();
+            terms.starter.target = Arc::clone(target);
+            terms.plan = Plan::mixed(self.heading.rate, self.heading.seed + u64::from(done));
+            // No report of an earlier trip is to be taken for one of this.
+            let directory = terms.starter.directory.join(target.name()).join(way.name());
+            terms.starter.directory = directory.join(done.to_string());
+            fs::create_dir_all(&terms.starter.directory).map_err(Fault::of("make a directory"))?;
+            let mut say = |line: &str| eprintln!("{}: {line}", target.name());
+            let trip = restarts::run(&terms, way, times, &mut say);
+            sum.add(&trip);
+            eprint!("{}", table::findings(&trip));
+            trips.push(trip);
+            if terms.interrupted.load(Ordering::Relaxed) {
+                return Err(Fault("interrupted by a signal".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_comparison(&self, servers: &[Compared]) -> Result<(), Fault> {
+        let of_server = |(target, trips): &Compared| {
+            let heading = Heading { target: target.name().to_owned(), ..self.heading.clone() };
+            results::restarts(&heading, trips)
+        };
+        let all: Value = servers.iter().map(of_server).collect();
+        let path = self.out.join("compare.json");
+        fs::write(&path, format!("{all:#}\n"))
+            .map_err(Fault::of(&format!("write {}", path.display())))
     }
 
     fn drain(&self) -> Result<u8, Fault> {
@@ -252,6 +336,18 @@ impl Site {
         println!("lost: {losses}; ledgers: {differences} differences; gap: {gaps}; see {out}");
         if trips.iter().all(Trip::is_clean) { CLEAN } else { LOST }
     }
+}
+
+/// A server and its trips so far.
+type Compared = (Arc<dyn Target>, Vec<Trip>);
+
+fn peer(name: &str) -> Arc<dyn Target> {
+    Arc::new(Peer { name: name.to_owned(), script: root().join(PEERS) })
+}
+
+fn ways(matches: &ArgMatches) -> Vec<Way> {
+    let names = matches.get_many::<String>("ways").into_iter().flatten();
+    names.filter_map(|name| Way::named(name)).collect()
 }
 
 impl Drop for Site {
@@ -310,6 +406,9 @@ fn root() -> &'static Path {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own)
 }
+
+/// Restarts of a server before it is the next one's turn: five servers take less than a minute.
+const ROUND: u32 = 2;
 
 /// What starts other servers.
 const PEERS: &str = "loadtest/peers/run";

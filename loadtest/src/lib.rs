@@ -20,6 +20,7 @@
 //! | [`books`] | the server's ledger against what the clients saw: which equalities, and why |
 //! | [`field`] | a load and the instances under it; [`trial`] comes before |
 //! | [`restarts`], [`drain`] | the two runs; [`idle`] clients watch the second |
+//! | [`compare`] | restarts of several servers in turn, and where each of them loses |
 //! | [`table`], [`results`], [`picture`] | what is told of a run |
 //! | [`cli`] | the command line |
 //!
@@ -35,6 +36,7 @@
 pub mod books;
 pub mod cli;
 pub mod client;
+pub mod compare;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;
