@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::kind::{Kind, WRITE_PAUSE};
 use crate::outcome::{End, Outcome, Tally};
 use crate::restarts::Trip;
+use crate::table::put;
 use crate::target::Way;
 
 /// Where a lost request was.
@@ -105,16 +106,17 @@ pub fn table(sums: &[Sum]) -> String {
     );
     for sum in sums {
         let [new, kept, behind, midway] = sum.lost;
-        text.push_str(&format!(
-            "| `{}` | {} | {} | {} | {} | {} | {new} | {kept} | {behind} | {midway} | {:.1} s |\n",
-            sum.way.name(),
-            sum.server,
-            sum.restarts,
-            sum.tally.answered(),
-            sum.tally.count(Outcome::Refused),
-            sum.tally.losses(),
-            sum.stop_max.as_secs_f64(),
-        ));
+        let Sum { server, restarts, .. } = sum;
+        let (way, lost) = (sum.way.name(), sum.tally.losses());
+        let (answered, refused) = (sum.tally.answered(), sum.tally.count(Outcome::Refused));
+        let stop = sum.stop_max.as_secs_f64();
+        put(
+            &mut text,
+            format_args!(
+                "| `{way}` | {server} | {restarts} | {answered} | {refused} | {lost} | {new} | \
+                 {kept} | {behind} | {midway} | {stop:.1} s |\n"
+            ),
+        );
     }
     text
 }
