@@ -36,8 +36,10 @@ impl Loss {
     fn of(end: &End, answered: &BTreeSet<u64>) -> Loss {
         let batch = end.kind.batch();
         let position = u64::from(end.nth % batch);
+        // A slow uploader looks at its connection between two pauses only: what was there for the
+        // first one was lost with the first piece.
         let was_sending = end.kind == Kind::SlowUploader
-            && end.sent.is_some_and(|sent| end.ended.saturating_sub(sent) >= WRITE_PAUSE);
+            && end.sent.is_some_and(|sent| end.ended.saturating_sub(sent) >= 2 * WRITE_PAUSE);
         match end.outcome {
             Outcome::Truncated | Outcome::Status | Outcome::Timeout => Loss::Midway,
             _ if was_sending => Loss::Midway,
@@ -154,7 +156,8 @@ mod tests {
         assert_eq!(of(&end(Kind::Pipelined, 15, 7, reset)), Loss::Kept, "nothing was answered");
         let upload = end(Kind::SlowUploader, 2, 0, reset);
         assert_eq!(of(&upload), Loss::New, "its first piece");
-        let upload = End { ended: Duration::from_millis(1_200), ..upload };
-        assert_eq!(of(&upload), Loss::Midway);
+        let upload = |ms: u64| End { ended: Duration::from_millis(1_000 + ms), ..upload.clone() };
+        assert_eq!(of(&upload(52)), Loss::New, "seen when the second one is due");
+        assert_eq!(of(&upload(200)), Loss::Midway);
     }
 }
