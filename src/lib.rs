@@ -51,9 +51,10 @@
 //!
 //! A signal, or [`GracefulShutdown::shutdown`], reaches control (`server/control`), which feeds it
 //! to `drain`. Its orders go to the workers as mail: announce the close, retire the listeners and
-//! treat each connection by its state, cancel, refuse, cut. Control reads the workers' ledgers and
-//! never waits for a worker; what is left at the end of the budget is cut, named and counted, and
-//! [`Server::run`] returns the [`Report`].
+//! treat each connection by its state, cancel (a token tells the handlers), refuse, cut. Control
+//! reads the workers' ledgers and never waits for a worker; what is left at the end of the budget
+//! is cut, named and counted. Then the clean-up hooks run (`cleanup`), and [`Server::run`] returns
+//! the [`Report`].
 //!
 //! # Invariants
 //!
@@ -67,7 +68,8 @@
 //! 5. Every wait has an end: readiness that will be announced, a wake, or a deadline.
 //! 6. The library installs no signal handler, no logger and no global, reads no environment and
 //!    ends no process; two servers can live in one process. What does is a call of its own for the
-//!    program to make: [`setup_signal_handlers`], [`logging::init`], [`inherited_listeners`].
+//!    program to make: [`setup_signal_handlers`], [`logging::init`], [`inherited_listeners`],
+//!    [`service_manager`].
 
 // Of the code that serves only: tests may unwrap, and measure from outside. See .clippy.toml.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
