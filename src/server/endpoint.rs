@@ -280,13 +280,13 @@ impl<L: Acceptor> Endpoint<L> {
 
     /// When many connections are idle their closing is spread, so that their clients do not all
     /// come back at once: over the end of the window, for the window is what the shutdown takes. A
-    /// deadline is met up to a tick late.
+    /// deadline is met up to a tick late, and so is the look whether the client has our FIN.
     fn spread(&self, grace: Grace) -> Grace {
         if self.slots.len() < CROWD_MIN {
             return grace;
         }
         let spread = grace.idle / 10;
-        let idle = grace.idle.saturating_sub(spread + TICK.min(spread));
+        let idle = grace.idle.saturating_sub(spread + (2 * TICK).min(2 * spread));
         Grace { idle, spread, ..grace }
     }
 
