@@ -65,6 +65,7 @@ impl Load {
                 clients: BTreeMap::new(),
                 next_token: 0,
                 lines: BTreeMap::new(),
+                to_connect: VecDeque::new(),
                 told: Vec::new(),
                 sender: sender.clone(),
                 stop: Arc::clone(&running.stop),
@@ -124,6 +125,8 @@ struct Loop {
     clients: BTreeMap<usize, (Client, Option<Duration>)>,
     next_token: usize,
     lines: BTreeMap<Line, Queue>,
+    /// What gets a connection of its own before the thread waits again.
+    to_connect: VecDeque<Arrival>,
     told: Vec<Event>,
     sender: Sender<Event>,
     stop: Arc<AtomicBool>,
@@ -139,6 +142,7 @@ impl Loop {
                 self.take_arrivals(now);
             }
             self.take_timers(now);
+            self.connect_all(now);
             if !self.tell() || (is_stopping && self.is_done()) {
                 return;
             }
@@ -152,6 +156,15 @@ impl Loop {
             for event in &events {
                 self.drive(event.token().0, now);
             }
+            self.connect_all(now);
+        }
+    }
+
+    /// Connects for what lost its connection. In a loop: each that is refused at once makes room
+    /// for the next, thousands of them when a server goes away.
+    fn connect_all(&mut self, now: Duration) {
+        while let Some(arrival) = self.to_connect.pop_front() {
+            self.connect(arrival, now);
         }
     }
 
@@ -204,7 +217,7 @@ impl Loop {
         for token in late {
             if let Some((client, _)) = self.clients.get_mut(&token) {
                 client.give_up(now, &mut self.told);
-                self.remove(token, now);
+                self.remove(token);
             }
         }
         self.give_up_waiting(now);
@@ -235,7 +248,7 @@ impl Loop {
         while let Some(token) = self.lines.entry(line).or_default().idle.pop_front() {
             let Some((client, _)) = self.clients.get_mut(&token) else { continue };
             if client.is_stale() {
-                self.remove(token, now);
+                self.remove(token);
                 continue;
             }
             client.ask(arrival, &self.load.routes);
@@ -286,10 +299,10 @@ impl Loop {
                     self.idle(token, now);
                 }
             }
-            Fate::Gone => self.remove(token, now),
+            Fate::Gone => self.remove(token),
             Fate::Retry(arrival) => {
-                self.remove(token, now);
-                self.connect(arrival, now);
+                self.remove(token);
+                self.to_connect.push_back(arrival);
             }
         }
     }
@@ -309,15 +322,13 @@ impl Loop {
     }
 
     /// A connection is gone: what waited for it gets another.
-    fn remove(&mut self, token: usize, now: Duration) {
+    fn remove(&mut self, token: usize) {
         let Some((client, _)) = self.clients.remove(&token) else { return };
         let queue = self.lines.entry((client.arrival().kind, client.arrival().user)).or_default();
         queue.open -= 1;
         queue.idle.retain(|idle| *idle != token);
         drop(client);
-        if let Some(arrival) = queue.waiting.pop_front() {
-            self.connect(arrival, now);
-        }
+        self.to_connect.extend(queue.waiting.pop_front());
     }
 }
 

@@ -83,6 +83,10 @@ impl Reader {
     /// # Errors
     /// [`Garbage`] for what is none.
     pub fn take(&mut self) -> Result<Option<Response>, Garbage> {
+        let held = self.begun.as_ref().map_or(0, |(response, _)| response.body.len());
+        if held.max(self.bytes.len()) > BODY_MAX {
+            return Err(Garbage(format!("a response without end: {}", self.progress())));
+        }
         loop {
             if self.begun.is_none() && !self.head()? {
                 return Ok(None);
@@ -233,6 +237,9 @@ fn garbage(what: &str, bytes: &[u8]) -> Garbage {
     let shown = &bytes[..bytes.len().min(SHOWN_MAX)];
     Garbage(format!("{what}: \"{}\"", shown.escape_ascii()))
 }
+
+/// More than any answer that is asked for.
+const BODY_MAX: usize = 16 << 20;
 
 const FIELDS_MAX: usize = 64;
 const HEAD_MAX: usize = 64 * 1024;

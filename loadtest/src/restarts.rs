@@ -125,7 +125,8 @@ impl Trip {
 
     /// Whether nothing was lost and everything agrees.
     pub fn is_clean(&self) -> bool {
-        self.losses() == 0
+        self.fault.is_none()
+            && self.losses() == 0
             && self.gap_connections() <= self.gaps_allowed()
             && self.all_differences().is_empty()
     }

@@ -55,10 +55,16 @@ fn ask(
     let name = kind.name();
     stream.write_all(&ask.bytes).map_err(|error| format!("{name}: {error}"))?;
     let mut buffer = [0; 16 * 1024];
+    let begun = Instant::now();
     let response = loop {
         if let Some(response) = reader.take().map_err(|garbage| format!("{name}: {garbage}"))? {
             break response;
         }
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(format!("{name}: no whole answer within {} s", PATIENCE.as_secs()));
+        }
+        stream.set_read_timeout(Some(left)).map_err(|error| format!("{name}: {error}"))?;
         match stream.read(&mut buffer) {
             Ok(0) => return Err(format!("{name}: closed without an answer")),
             Ok(count) => reader.push(&buffer[..count]),

@@ -144,7 +144,9 @@ fn losses_and_a_missing_report_are_status_1_and_named() {
     let way = scene.result("restarts-ebbtide.json")["ways"][0].clone();
     let losses = way["losses"].as_array().unwrap();
     assert!(losses.iter().any(|loss| loss["outcome"] == "stale_eof"), "{way:#}");
-    assert_eq!(losses.len() as u64, way["lost"].as_u64().unwrap());
+    // Those in the gap of the closing listener are listed with them and counted apart.
+    let counted = losses.iter().filter(|loss| loss["is_gap"] == false).count();
+    assert_eq!(counted as u64, way["lost"].as_u64().unwrap());
     assert!(text(&output).contains("lost: get "), "{}", text(&output));
     assert!(text(&output).contains("unequal: stop_start 1: "), "{}", text(&output));
 }
