@@ -11,11 +11,12 @@
 //! 3. The last hook has its outcome by the end that [`Cleanup::begin`] was given, whatever hooks
 //!    do, and the hooks of stage `last` have a share of the time whatever those before took.
 
-use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
+
+use crate::said::{chain, panic_message};
 
 /// One step of a shutdown's clean-up.
 ///
@@ -193,7 +194,7 @@ impl Start {
         match catch_unwind(AssertUnwindSafe(|| work(deadline))) {
             Ok(Ok(())) => HookOutcome::Done,
             Ok(Err(error)) => HookOutcome::Failed(chain(&*error)),
-            Err(panic) => HookOutcome::Panicked(said(&*panic)),
+            Err(panic) => HookOutcome::Panicked(panic_message(&*panic).to_owned()),
         }
     }
 }
@@ -310,24 +311,6 @@ impl Cleanup {
         self.running.push(Running { id, name, stage: hook.stage, since: now, deadline });
         Start { id, name: hook.name, deadline, work: hook.work }
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }
 
 /// The part of the time that is kept for the hooks of stage `last`: one in so many.

@@ -32,6 +32,7 @@
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
+//! | `said` | what errors and panics say, as text |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
 //! # The life of a request
@@ -85,6 +86,7 @@ mod metrics;
 mod os;
 mod reactor;
 mod report;
+mod said;
 mod server;
 mod signals;
 

@@ -113,7 +113,7 @@ fn serve(config: &Config) -> ExitCode {
     logging::install_panic_hook();
     let (status, patience) = match start(config, inherited, &logger) {
         // Ended by a signal: at once.
-        Ok(report) if report.exit_status() > EXIT_SIGNAL => (report.exit_status(), Duration::ZERO),
+        Ok(report) if report.is_ended_by_signal() => (report.exit_status(), Duration::ZERO),
         Ok(report) => (report.exit_status(), left_of(&report)),
         Err(error) => {
             log::error!(event_type = "start_failed"; "{error}");
@@ -214,9 +214,6 @@ fn options(config: &Config, logger: &Logger) -> Options {
         log_lines_dropped: Some(logger.dropped()),
     }
 }
-
-/// Above it, a signal ended the process.
-const EXIT_SIGNAL: u8 = 128;
 
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;

@@ -27,14 +27,19 @@ use tree::{Findings, src};
 /// what is under that path, `*` everything. A module may always name itself.
 const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("drain", &[], "pure: facts in, orders out"),
-    ("cleanup", &[], "pure: which hooks run and until when; threads are the server's"),
+    ("said", &[], "text of errors and panics, whoever met them"),
+    ("cleanup", &["said"], "pure: which hooks run and until when; threads are the server's"),
     ("ledger", &[], "plain counters that every layer writes or reads"),
     ("metrics", &[], "is told facts and gives them names"),
     ("signals", &[], "knows signals, not what they lead to"),
     ("logging", &[], "the library must work with any logger; this one is the binary's"),
     ("os", &[], "system calls, none of our ideas"),
     ("reactor", &["os"], "readiness, time and wakes; a socket asks the system for its queue"),
-    ("http", &["reactor", "ledger", "metrics"], "a connection's life on a reactor, in the books"),
+    (
+        "http",
+        &["reactor", "ledger", "metrics", "said"],
+        "a connection's life on a reactor, in the books",
+    ),
     (
         "app",
         &["http", "drain", "ledger", "metrics", "reactor::sleep", "reactor::blocking"],

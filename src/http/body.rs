@@ -14,8 +14,8 @@ use hyper::body::Incoming;
 
 use super::flow::{BodyOwner, Flow};
 use super::message::{IntoResponse, Response};
-use super::service::panic_message;
 use super::verdict::Verdict;
+use crate::said::panic_message;
 
 /// Any error of a streamed body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

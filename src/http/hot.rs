@@ -25,6 +25,7 @@ use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOut
 use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::task;
 use crate::reactor::turn::earliest;
+use crate::said::chain;
 
 /// hyper's connection with what we share with it.
 pub(super) struct Hot<T: Transport + 'static> {
@@ -501,16 +502,4 @@ fn unshare<T>(wire: Rc<RefCell<Wire<T>>>) -> Wire<T> {
         unreachable!("only hyper's io shares the wire, and it is gone")
     };
     wire.into_inner()
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -28,6 +28,7 @@ use super::site::Mode;
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
 use crate::ledger::RejectedCode;
+use crate::said::panic_message;
 
 /// What answers requests. Lives on one worker; neither it nor its futures need be `Send`.
 pub trait App {
@@ -371,15 +372,6 @@ pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
         request_id = flow.known_id().as_deref().unwrap_or("");
         "a handler panicked: {what}"
     );
-}
-
-/// What a panic said.
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// Whether the connection stays open after this request, as far as its client is concerned. Of the

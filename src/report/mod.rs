@@ -139,6 +139,11 @@ impl Report {
         self.hooks.iter().all(|hook| hook.outcome == HookOutcome::Done)
     }
 
+    /// Whether a signal ended the process at once: then nothing is waited for any more.
+    pub fn is_ended_by_signal(&self) -> bool {
+        self.exit_status > SIGNAL_STATUS
+    }
+
     /// 0: drained. 3: the shutdown refused or cut a request or other work. 4: a clean-up hook
     /// failed or overran. 128+n: ended by a signal. 1: a fault of the server.
     pub fn exit_status(&self) -> u8 {
@@ -270,3 +275,6 @@ fn seconds(duration: Duration) -> Value {
 
 /// The format of the JSON. A reader of one version need not understand another.
 pub const VERSION: u64 = 1;
+
+/// Exit statuses above it are those of signals that ended the process (`signal(7)`).
+const SIGNAL_STATUS: u8 = 128;

@@ -39,9 +39,7 @@ impl Control {
         }
         let refused = self.lost_since_begin(&counts, RequestOutcome::Refused);
         let cut = self.lost_since_begin(&counts, RequestOutcome::Cut);
-        let cut_connections = |counts: &Counts| counts.closed_as(ConnectionOutcome::Cut);
-        let cut_connections =
-            cut_connections(&counts).saturating_sub(cut_connections(&self.at_shutdown));
+        let cut_connections = self.cut_connections(&counts);
         let exit_status = match verdict {
             Verdict::Quit(status) => status,
             Verdict::Stopped if self.workers.iter().any(|worker| worker.is_lost) => EXIT_FAULT,
@@ -113,7 +111,7 @@ fn close_books(worker: &WorkerView, begun: Instant, now: Instant) -> (Counts, Ve
 /// Writes the report's file.
 pub fn write(report: &Report, path: &Path) {
     // Who asked for an end at once does not wait for a file.
-    let is_urgent = report.exit_status >= EXIT_SIGNAL;
+    let is_urgent = report.is_ended_by_signal();
     let left = if is_urgent { Duration::ZERO } else { report.budget_left };
     let patience = left.clamp(WRITE_MIN, WRITE_MAX);
     if let Err(error) = write_within(path.to_owned(), report.to_json() + "\n", patience) {
@@ -141,9 +139,6 @@ fn write_within(path: PathBuf, text: String, patience: Duration) -> io::Result<(
 /// How long the report's file is waited for at most, and at least when the budget is used up.
 const WRITE_MAX: Duration = Duration::from_secs(1);
 const WRITE_MIN: Duration = Duration::from_millis(100);
-
-/// Exit statuses from here on are those of signals that ended the process at once.
-const EXIT_SIGNAL: u8 = 128;
 
 /// The exit status when the shutdown refused or cut a request, or cut a connection.
 pub const EXIT_LOST: u8 = 3;

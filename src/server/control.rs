@@ -186,16 +186,21 @@ impl Control {
     /// Updates the numbers that the metrics tell of the shutdown.
     fn publish(&self) {
         let counts = self.status.counts();
-        let cut = |counts: &Counts| counts.closed_as(ConnectionOutcome::Cut);
         let is_forced = self.lost_since_begin(&counts, RequestOutcome::Cut) > 0
             || self.lost_since_begin(&counts, RequestOutcome::Refused) > 0
-            || cut(&counts) > cut(&self.at_shutdown)
+            || self.cut_connections(&counts) > 0
             || (self.drain.phase() >= Phase::CleaningUp && self.handle.other_work() > 0);
         self.status.set_shutdown(ShutdownFacts {
             begun: self.drain.begun(),
             active_connections: self.at_shutdown.open(),
             forced: is_forced.into(),
         });
+    }
+
+    /// Connections cut since the shutdown began.
+    pub(super) fn cut_connections(&self, counts: &Counts) -> u64 {
+        let cut = |counts: &Counts| counts.closed_as(ConnectionOutcome::Cut);
+        cut(counts).saturating_sub(cut(&self.at_shutdown))
     }
 
     pub(super) fn lost_since_begin(&self, counts: &Counts, outcome: RequestOutcome) -> u64 {
@@ -389,8 +394,6 @@ impl Control {
         }
         if self.drain.begun().is_none() {
             self.look_for_elders(now);
-        }
-        if self.drain.begun().is_none() {
             return;
         }
         self.publish();
