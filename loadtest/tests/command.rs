@@ -69,6 +69,18 @@ fn stands_in_for_a_server() {
             peer.request();
             peer.send("What?\r\n\r\n");
         },
+        "flood" => |peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\n\r\n");
+            while peer.is_heard("x".repeat(65_536)) {}
+        },
+        "drip" => |peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n");
+            while peer.is_heard("x") {
+                std::thread::park_timeout(std::time::Duration::from_millis(50));
+            }
+        },
         "forgetful" => |peer| {
             for _ in 0..12 {
                 let Some(asked) = peer.request() else { return };
@@ -103,6 +115,28 @@ fn a_server_that_ends_at_once_is_not_waited_for() {
     let output = scene.run(&ONE);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     assert!(text(&output).contains("it ended; its last lines: no such thing"), "{}", text(&output));
+}
+
+#[test]
+fn a_log_line_without_end_ends_the_run_with_a_line_and_status_3() {
+    let scene = Scene::new("endless_line", "exec tr '\\0' x </dev/zero >&2");
+    let output = scene.run(&ONE);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let line =
+        "NOT FINISHED: the server never started: its log has a line without end, of 1024 KiB";
+    assert!(text(&output).contains(line), "{}", text(&output));
+}
+
+#[test]
+fn a_server_that_floods_or_drips_ends_the_run_with_status_3() {
+    for (way, expected) in [
+        ("flood", "the server answers garbage: get: a response without end"),
+        ("drip", "the server answers garbage: get: no whole answer within 5 s"),
+    ] {
+        let output = Scene::serving(way, "", way).run(&ONE);
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+        assert!(text(&output).contains(expected), "{}", text(&output));
+    }
 }
 
 #[test]

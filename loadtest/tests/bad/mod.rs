@@ -79,6 +79,12 @@ impl Peer {
         let _sent = self.stream.write_all(bytes.as_ref());
     }
 
+    /// Sends as well; whether the client is still there.
+    #[allow(dead_code, reason = "not every user of this module has that much to say")]
+    pub fn is_heard(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
     /// Answers as the routes promise, with a few more header fields.
     pub fn answer(&mut self, asked: &Asked, fields: &str) {
         let number = |text: &str| text.split('/').nth(2).and_then(|part| part.parse().ok());
@@ -104,6 +110,7 @@ impl Peer {
 }
 
 /// Answers everything as it should.
+#[allow(dead_code, reason = "not every user of this module has a use for the good")]
 pub fn well(peer: &mut Peer) {
     while let Some(asked) = peer.request() {
         peer.answer(&asked, "");
