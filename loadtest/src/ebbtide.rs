@@ -63,13 +63,16 @@ impl Target for Ebbtide {
 
     fn note(&self, line: &str) -> Note {
         let Ok(line) = serde_json::from_str::<Value>(line) else { return Note::Other };
+        let outcome = || line["outcome"].as_str().unwrap_or_default().to_owned();
         match line["event_type"].as_str() {
             Some("server_started") => Note::Ready,
             Some("request") => Note::Request {
                 id: line["request_id"].as_str().and_then(id_in),
-                outcome: line["outcome"].as_str().unwrap_or_default().to_owned(),
+                outcome: outcome(),
             },
-            Some("connection_closed") => Note::Closed { port: port_in(&line["peer"]) },
+            Some("connection_closed") => {
+                Note::Closed { port: port_in(&line["peer"]), outcome: outcome() }
+            }
             Some("log_lines_dropped") => Note::Missing(line["count"].as_u64().unwrap_or(1)),
             _ => Note::Other,
         }
@@ -103,8 +106,8 @@ mod tests {
             Note::Request { id: Some(12), outcome: "answered".to_owned() }
         );
         assert_eq!(
-            note(r#"{"event_type":"connection_closed","peer":"127.0.0.1:4711"}"#),
-            Note::Closed { port: 4711 }
+            note(r#"{"event_type":"connection_closed","peer":"127.0.0.1:4711","outcome":"reset"}"#),
+            Note::Closed { port: 4711, outcome: "reset".to_owned() }
         );
         assert_eq!(note("thread panicked"), Note::Other);
     }

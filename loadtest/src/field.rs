@@ -222,7 +222,7 @@ impl Field {
     /// Compares every instance's ledger with what the clients saw. The last of what is returned
     /// are the differences that are no single instance's.
     pub fn compare(&self) -> (Vec<Compared>, Vec<String>) {
-        let mut seen = Seen::new(&self.ends, &self.ports);
+        let mut seen = Seen::new(&self.ends, &[], &self.ports);
         let compare = |instance: &Instance| {
             let remains = self.terms.starter.remains(instance);
             let mut differences: Vec<String> = remains.complaint.iter().cloned().collect();
@@ -233,7 +233,8 @@ impl Field {
         };
         let compared: Vec<Compared> = self.instances.iter().map(compare).collect();
         let has_ledger = compared.iter().all(|one| one.remains.books.is_some());
-        let rest = if has_ledger { seen.rest(&self.reset_in_queue()) } else { Vec::new() };
+        let routes = self.terms.starter.target.routes();
+        let rest = if has_ledger { seen.rest(&self.reset_in_queue(), &routes) } else { Vec::new() };
         (compared, rest)
     }
 

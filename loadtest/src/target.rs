@@ -84,6 +84,8 @@ pub enum Note {
     Closed {
         /// The client's.
         port: u16,
+        /// By its name in the server's ledger.
+        outcome: String,
     },
     /// So many lines are missing here.
     Missing(u64),
