@@ -25,13 +25,14 @@
 //! 7. `late_bytes` are of requests that clients sent and got no answer to: no more than those have.
 //!    Without a lost request there are none.
 //!
-//! 1 to 4 hold for each instance that was told to stop and did, whatever became of the run: when it
-//! breaks off, what is on its way has no end, and nothing is said of it. 5 to 7 are for whole runs.
+//! 1 to 4 hold for each instance that was told to stop and did, whatever became of the run: while
+//! it lasts, and when it breaks off, what is on its way has no end, and nothing is said of it
+//! ([`Scope`]). 5 to 7 are for whole runs.
 //!
 //! A report without the lines it counts (the log was too slow) leaves 1 unequal: nothing is
 //! believed that was not compared.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -147,12 +148,20 @@ impl Journal {
     }
 }
 
+/// How much of a load is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every request has its end.
+    Whole,
+    /// What has no end may be on its way.
+    SoFar,
+}
+
 /// What the clients of a load have seen, to look things up in.
 #[derive(Debug)]
 pub struct Seen<'a> {
     by_id: HashMap<u64, &'a End>,
-    /// What was on its way when the run broke off, and has no end.
-    unended: HashSet<u64>,
+    scope: Scope,
     /// Established connections, by the client's port.
     ports: BTreeMap<u16, u64>,
     /// In how many request lines an id was found so far.
@@ -165,14 +174,14 @@ pub struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     /// Of all ends and all connections of a load.
-    pub fn new(ends: &'a [End], unended: &[u64], ports: &[u16]) -> Seen<'a> {
+    pub fn new(ends: &'a [End], ports: &[u16], scope: Scope) -> Seen<'a> {
         let mut counts = BTreeMap::new();
         for port in ports {
             *counts.entry(*port).or_default() += 1;
         }
         Seen {
             by_id: ends.iter().map(|end| (end.id, end)).collect(),
-            unended: unended.iter().copied().collect(),
+            scope,
             ports: counts,
             named: HashMap::new(),
             closed: BTreeMap::new(),
@@ -209,8 +218,8 @@ impl<'a> Seen<'a> {
             return Some(format!("request {id} was begun {named} times"));
         }
         let Some(end) = self.by_id.get(&id) else {
-            let is_sent = self.unended.contains(&id);
-            return (!is_sent).then(|| format!("request {id} is in its log, but nobody sent it"));
+            let is_nobodys = self.scope == Scope::Whole;
+            return is_nobodys.then(|| format!("request {id} is in its log, but nobody sent it"));
         };
         let agrees = match outcome {
             "answered" => end.outcome.is_answered(),
@@ -362,7 +371,7 @@ mod tests {
     /// What is said of a report and a journal, by the instance and by the whole.
     fn said_of(report: &str, ports: &[u16], journal: &Journal) -> String {
         let ends = ends();
-        let mut seen = Seen::new(&ends, &[], ports);
+        let mut seen = Seen::new(&ends, ports, Scope::Whole);
         let mut said = seen.compare(&Books::read(report).unwrap(), journal);
         said.extend(seen.rest(&[], &ROUTES));
         said.join("; ")
@@ -418,7 +427,7 @@ mod tests {
         let said = said(&[1, 2, 7], |_| {});
         assert!(said.contains("3 connections were established and 2 are in the logs"), "{said}");
         let ends = ends();
-        let mut seen = Seen::new(&ends, &[], &[1, 2, 7]);
+        let mut seen = Seen::new(&ends, &[1, 2, 7], Scope::Whole);
         assert!(seen.compare(&Books::read(REPORT).unwrap(), &journal()).is_empty());
         assert!(seen.rest(&[7], &ROUTES).is_empty());
     }
@@ -452,8 +461,8 @@ mod tests {
     fn what_was_on_its_way_when_the_run_broke_off_may_be_in_a_log() {
         let ends = &ends()[..2];
         let books = Books::read(REPORT).unwrap();
-        assert!(Seen::new(ends, &[3], &[]).compare(&books, &journal()).is_empty());
-        assert_eq!(Seen::new(ends, &[], &[]).compare(&books, &journal()).len(), 1);
+        assert!(Seen::new(ends, &[], Scope::SoFar).compare(&books, &journal()).is_empty());
+        assert_eq!(Seen::new(ends, &[], Scope::Whole).compare(&books, &journal()).len(), 1);
     }
 
     #[test]

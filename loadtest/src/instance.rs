@@ -123,7 +123,7 @@ impl Starter {
     /// Looks how far an instance is on its way out.
     ///
     /// # Errors
-    /// When it is not gone in its time, or by itself: then it is killed.
+    /// When it is not gone in its time, or by itself, or has a log that nobody can read.
     pub fn look(&self, instance: &mut Instance) -> Result<(), Fault> {
         if instance.exited.is_some() {
             return Ok(());
@@ -146,7 +146,6 @@ impl Starter {
         } else if let Some(at) = instance.signalled
             && self.epoch.elapsed() > at + self.stop_max
         {
-            instance.kill();
             let seconds = self.stop_max.as_secs_f64();
             let tail = instance.log.tail();
             let what =
@@ -175,6 +174,11 @@ impl Instance {
     /// Its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Whether it was told to stop and did: then its ledger is complete.
+    pub fn has_stopped(&self) -> bool {
+        self.signalled.is_some() && self.exited.is_some()
     }
 
     /// Where it sits.
