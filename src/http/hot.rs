@@ -173,7 +173,8 @@ impl<T: Transport> Hot<T> {
             return ran;
         }
         if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
-            if let Some(ran) = self.flush(now) {
+            let owes = self.stalled || !self.flow.is_settled();
+            if owes && let Some(ran) = self.flush(now) {
                 return ran;
             }
             match self.look_ahead(now) {

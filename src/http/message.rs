@@ -1,7 +1,9 @@
 //! Requests and responses, as handlers see them.
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +20,7 @@ use crate::reactor::cancel::CancellationToken;
 
 /// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
 pub struct Request {
-    head: http::request::Parts,
+    head: Head,
     body: RequestBody,
     /// `Some` once a router has matched it.
     route: Option<Rc<Route>>,
@@ -64,11 +66,13 @@ impl Params {
 
 impl Request {
     pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
-        Request { head, body, route: None, params: Params::default(), flow }
+        Request { head: Head(head), body, route: None, params: Params::default(), flow }
     }
 
     pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
-        self.flow.site().watch.routed(&route.template);
+        let site = self.flow.site();
+        let (method, path) = (&self.head.method, self.head.uri.path());
+        site.watch.call(site.now.get(), method, path, self.flow.peer(), &route.template);
         self.flow.set_route(Rc::clone(&route));
         self.route = Some(route);
         self.params = params;
@@ -182,10 +186,47 @@ impl Request {
     }
 
     /// Takes the request apart.
-    pub fn into_parts(self) -> (http::request::Parts, RequestBody) {
-        (self.head, self.body)
+    pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
+        let (nothing, ()) = http::Request::new(()).into_parts();
+        (std::mem::replace(&mut self.head.0, nothing), self.body)
     }
 }
+
+/// A request's head. Its header map goes to the next response that is made on the thread, so that
+/// neither costs an allocation: hyper takes the response's map for the request after it.
+struct Head(http::request::Parts);
+
+impl Deref for Head {
+    type Target = http::request::Parts;
+
+    fn deref(&self) -> &http::request::Parts {
+        &self.0
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        let mut headers = std::mem::take(&mut self.0.headers);
+        if (1..=SPARE_FIELDS_MAX).contains(&headers.capacity()) {
+            headers.clear();
+            // At the thread's end there is no place for it any more.
+            SPARE.try_with(|spare| spare.set(Some(headers))).unwrap_or_default();
+        }
+    }
+}
+
+/// A header map without fields, if there is one with room for some.
+fn spare_headers() -> HeaderMap {
+    SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default()
+}
+
+thread_local! {
+    /// Empty, and no larger than [`SPARE_FIELDS_MAX`].
+    static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
+}
+
+/// A map that grew larger (112 bytes a field) is not kept.
+const SPARE_FIELDS_MAX: usize = 32;
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -202,10 +243,23 @@ fn type_name<T>() -> &'static str {
 }
 
 /// A response.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Response(http::Response<Body>);
 
+/// 200 without a body.
+impl Default for Response {
+    fn default() -> Response {
+        Response::with_body(Body::empty())
+    }
+}
+
 impl Response {
+    fn with_body(body: Body) -> Response {
+        let mut response = http::Response::new(body);
+        *response.headers_mut() = spare_headers();
+        Response(response)
+    }
+
     /// 200 with `text/plain`.
     pub fn text(text: impl Into<Bytes>) -> Response {
         Response::typed(TEXT, text.into())
@@ -227,9 +281,7 @@ impl Response {
 
     /// 200 with bytes of the given content type.
     pub fn typed(content_type: HeaderValue, bytes: Bytes) -> Response {
-        let mut response = http::Response::new(Body::from(bytes));
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        Response(response)
+        Response::with_body(Body::from(bytes)).with_header(CONTENT_TYPE, content_type)
     }
 
     /// 503 with `Retry-After`: the server is busy, not broken.
@@ -294,7 +346,7 @@ impl IntoResponse for http::Response<Body> {
 
 impl IntoResponse for Body {
     fn into_response(self) -> Response {
-        Response(http::Response::new(self))
+        Response::with_body(self)
     }
 }
 

@@ -74,24 +74,31 @@ impl Service<http::Request<Incoming>> for Gate {
     type Future = GateFuture;
 
     fn call(&self, request: http::Request<Incoming>) -> GateFuture {
-        match request.body().size_hint().exact() {
+        let flow = &*self.flow;
+        let size = request.body().size_hint().exact();
+        match size {
             // Once hyper may hold bytes of what comes next, there is no telling heads from bodies.
-            _ if self.flow.frame.get() == Frame::Anything => {}
-            Some(0) => self.flow.frame.set(Frame::Head),
-            Some(length) => self.flow.frame.set(Frame::Body(length)),
-            None => self.flow.frame.set(Frame::Chunked),
+            _ if flow.frame.get() == Frame::Anything => {}
+            Some(0) => flow.frame.set(Frame::Head),
+            Some(length) => flow.frame.set(Frame::Body(length)),
+            None => flow.frame.set(Frame::Chunked),
         }
-        self.flow.is_close_delimited.set(request.version() < Version::HTTP_11);
-        self.flow.chunked.set(request.body().size_hint().exact().is_none());
+        let version = request.version();
+        flow.is_close_delimited.set(version < Version::HTTP_11);
+        flow.chunked.set(size.is_none());
         // Until a handler gets it.
         let is_over = request.body().is_end_stream();
-        self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
-        match inspect(&request) {
+        flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
+        let claims = Claims::of(request.headers());
+        // Of the old version hyper takes care.
+        flow.persists.set(version == Version::HTTP_11 && !claims.closes);
+        flow.brings_id.set(claims.has_id);
+        match claims.inspect(version, size.is_some()) {
             Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
             Err(fault) => {
-                self.flow.site().ledger.rejected(fault);
-                self.flow.gate_rejected.set(true);
-                self.flow.close_announced.set(true);
+                flow.site().ledger.rejected(fault);
+                flow.gate_rejected.set(true);
+                flow.close_announced.set(true);
                 GateFuture::Rejected
             }
         }
@@ -119,26 +126,60 @@ impl Future for GateFuture {
     }
 }
 
-/// The rules of RFC 9112 that hyper leaves to its user.
-fn inspect<B: HttpBody>(request: &http::Request<B>) -> Result<(), RejectedCode> {
-    let headers = request.headers();
-    // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) if is_host(host.as_bytes()) => {}
-        (None, None) if request.version() < Version::HTTP_11 => {}
-        _ => return Err(RejectedCode::BadRequest),
+/// What a head says to the server itself. One pass over its fields: a look-up of each costs more
+/// for all but the longest heads.
+#[derive(Default)]
+struct Claims<'a> {
+    host: Option<&'a HeaderValue>,
+    hosts: usize,
+    coding: Option<&'a HeaderValue>,
+    codings: usize,
+    /// Whether the client asks for the connection to be closed.
+    closes: bool,
+    /// Whether it brings an id.
+    has_id: bool,
+}
+
+impl Claims<'_> {
+    fn of(headers: &HeaderMap) -> Claims<'_> {
+        let mut claims = Claims::default();
+        for (name, value) in headers {
+            if *name == HOST {
+                claims.host = Some(value);
+                claims.hosts += 1;
+            } else if *name == TRANSFER_ENCODING {
+                claims.coding = Some(value);
+                claims.codings += 1;
+            } else if *name == CONNECTION {
+                claims.closes |= asks_to_close(value);
+            } else if *name == X_REQUEST_ID {
+                claims.has_id = true;
+            }
+        }
+        claims
     }
-    // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list that
-    // ends in chunked. A body whose size it knows has none.
-    if request.body().size_hint().exact().is_some() {
-        return Ok(());
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, None) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(RejectedCode::BadRequest),
+
+    /// The rules of RFC 9112 that hyper leaves to its user. `is_sized`: hyper knows the size of
+    /// the body.
+    fn inspect(&self, version: Version, is_sized: bool) -> Result<(), RejectedCode> {
+        // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
+        match self.host {
+            Some(host) if self.hosts == 1 && is_host(host.as_bytes()) => {}
+            None if version < Version::HTTP_11 => {}
+            _ => return Err(RejectedCode::BadRequest),
+        }
+        // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list
+        // that ends in chunked. A body whose size it knows has none.
+        match self.coding {
+            _ if is_sized => Ok(()),
+            None => Ok(()),
+            Some(coding)
+                if self.codings == 1 && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(RejectedCode::BadRequest),
+        }
     }
 }
 
@@ -224,8 +265,8 @@ impl Service<http::Request<Incoming>> for Call {
         let flow = &self.flow;
         let site = flow.site();
         let (head, incoming) = request.into_parts();
-        flow.persists.set(persists(&head));
-        flow.describe(&head.method, head.uri.path(), inbound_id(&head.headers));
+        let id = if flow.brings_id.get() { inbound_id(&head.headers) } else { None };
+        flow.describe(&head.method, head.uri.path(), id);
         if site.ledger.in_flight() > site.limits.in_flight_max {
             flow.judge(Verdict::Overloaded);
         }
@@ -237,8 +278,6 @@ impl Service<http::Request<Incoming>> for Call {
         if flow.verdict().is_some() {
             return self.future(None, None);
         }
-        let (method, path) = (head.method.as_str(), head.uri.path());
-        site.watch.call(site.now.get(), method, path, flow.peer());
         let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
         let request = Request::new(head, body, Rc::clone(flow));
         let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
@@ -275,6 +314,12 @@ pub(super) struct CallFuture {
 }
 
 impl CallFuture {
+    fn drop_handler(&mut self) {
+        if let Some(later) = self.later.take() {
+            drop_quietly(&self.flow, later);
+        }
+    }
+
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
         if let Some(response) = self.ready.take() {
             return Poll::Ready(response);
@@ -310,8 +355,7 @@ impl Future for CallFuture {
             Some(verdict) => verdict.response(),
             None => ready!(handled),
         };
-        let later = self.later.take();
-        drop_quietly(&self.flow, later);
+        self.drop_handler();
         let flow = &self.flow;
         let wants_close = flow.site().mode.get().announces()
             || flow.verdict().is_some()
@@ -325,7 +369,7 @@ impl Future for CallFuture {
         flow.advertises.set(
             flow.persists.get()
                 && flow.site().mode.get() == Mode::Serving
-                && !response.headers_mut().contains_key(CONNECTION),
+                && !response.headers_mut().keys().any(|name| *name == CONNECTION),
         );
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
@@ -343,8 +387,7 @@ impl Future for CallFuture {
 
 impl Drop for CallFuture {
     fn drop(&mut self) {
-        let later = self.later.take();
-        drop_quietly(&self.flow, later);
+        self.drop_handler();
     }
 }
 
@@ -374,19 +417,10 @@ pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
     );
 }
 
-/// Whether the connection stays open after this request, as far as its client is concerned. Of the
-/// old version hyper takes care.
-fn persists(head: &http::request::Parts) -> bool {
-    head.version == Version::HTTP_11
-        && (!head.headers.contains_key(CONNECTION) || !asks_to_close(&head.headers))
-}
-
-fn asks_to_close(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(CONNECTION).iter();
-    values.any(|value| {
-        let mut options = value.as_bytes().split(|byte| *byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+/// Whether a value of `Connection` holds the option `close`.
+fn asks_to_close(value: &HeaderValue) -> bool {
+    let mut options = value.as_bytes().split(|byte| *byte == b',');
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 fn announce_close(headers: &mut HeaderMap) {

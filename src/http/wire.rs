@@ -137,6 +137,9 @@ impl Input {
         socket: &mut Socket<T>,
         limits: &HeadLimits,
     ) -> io::Result<Next> {
+        if self.is_empty() && !socket.is_readable() {
+            return Ok(Next::Nothing);
+        }
         loop {
             let held = self.end - self.start;
             if held > self.examined {

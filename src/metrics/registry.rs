@@ -296,8 +296,18 @@ fn escaped(value: &str) -> String {
 
 /// A number for each label that methods have: the place in [`METHODS`], or one past it.
 fn fold(method: &Method) -> usize {
-    let method = method.as_str();
-    METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len())
+    match *method {
+        Method::GET => 0,
+        Method::HEAD => 1,
+        Method::POST => 2,
+        Method::PUT => 3,
+        Method::DELETE => 4,
+        Method::CONNECT => 5,
+        Method::OPTIONS => 6,
+        Method::TRACE => 7,
+        Method::PATCH => 8,
+        _ => METHODS.len(),
+    }
 }
 
 fn labels(row: &Row) -> Vec<&'static str> {
@@ -355,7 +365,9 @@ mod tests {
             worker.request(&method, 405, 0.001);
         }
         assert_eq!(worker.series.len(), 1);
-        assert_eq!(fold(&Method::PATCH), 8);
+        for (index, name) in METHODS.iter().enumerate() {
+            assert_eq!(fold(&name.parse().expect("a method")), index);
+        }
         assert_eq!(fold(&Method::from_bytes(b"get").expect("a token")), METHODS.len());
     }
 }
