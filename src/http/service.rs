@@ -273,41 +273,38 @@ impl Service<http::Request<Incoming>> for Call {
         if head.method == Method::CONNECT {
             // hyper would treat a 2xx as the start of a tunnel.
             let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-            return self.future(Some(response), None);
+            flow.answer.set(Some(response));
+            return self.future(None);
         }
         if flow.verdict().is_some() {
-            return self.future(None, None);
+            return self.future(None);
         }
         let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
         let request = Request::new(head, body, Rc::clone(flow));
         let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
         let response = match answer {
             // The call goes on with the first poll.
-            Ok(Answer::Later(later)) => return self.future(None, Some(later)),
+            Ok(Answer::Later(later)) => return self.future(Some(later)),
             Ok(Answer::Ready(response)) => response,
             Err(panic) => panicked(flow, &*panic),
         };
         site.watch.returned();
-        self.future(Some(response), None)
+        flow.answer.set(Some(response));
+        self.future(None)
     }
 }
 
 impl Call {
-    fn future(
-        &self,
-        ready: Option<Response>,
-        later: Option<Pin<Box<dyn Future<Output = Response>>>>,
-    ) -> CallFuture {
-        CallFuture { flow: Rc::clone(&self.flow), ready, later, polled: false }
+    fn future(&self, later: Option<Pin<Box<dyn Future<Output = Response>>>>) -> CallFuture {
+        CallFuture { flow: Rc::clone(&self.flow), later, polled: false }
     }
 }
 
 /// The application's answer on its way.
 pub(super) struct CallFuture {
     flow: Rc<Flow>,
-    /// `Some` when the answer is there.
-    ready: Option<Response>,
-    /// `Some` while the handler works on it. With neither, there is a verdict.
+    /// `Some` while the handler works on the answer. One that is there is in the flow: this future
+    /// is moved into hyper's hands, and a response is large.
     later: Option<Pin<Box<dyn Future<Output = Response>>>>,
     /// Whether the handler's future was polled.
     polled: bool,
@@ -321,7 +318,7 @@ impl CallFuture {
     }
 
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
-        if let Some(response) = self.ready.take() {
+        if let Some(response) = self.flow.answer.take() {
             return Poll::Ready(response);
         }
         let Some(later) = self.later.as_mut() else { return Poll::Pending };

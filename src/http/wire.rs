@@ -536,7 +536,7 @@ impl<T: Transport> Write for Io<T> {
     /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never
     /// shrinks.
     fn is_write_vectored(&self) -> bool {
-        true
+        false
     }
 
     /// hyper flushes when its own buffer is empty: everything finished is in our hands.
