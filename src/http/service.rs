@@ -24,7 +24,7 @@ use hyper::service::Service;
 use super::body::{Body, RequestBody};
 use super::flow::{BodyOwner, Flow, Frame};
 use super::message::{IntoResponse, Request, Response};
-use super::site::Mode;
+use super::site::{Mode, Site};
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
 use crate::ledger::RejectedCode;
@@ -93,7 +93,7 @@ impl Service<http::Request<Incoming>> for Gate {
         // Of the old version hyper takes care.
         flow.persists.set(version == Version::HTTP_11 && !claims.closes);
         flow.brings_id.set(claims.has_id);
-        match claims.inspect(version, size.is_some()) {
+        match claims.inspect(flow.site(), version, size.is_some()) {
             Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
             Err(fault) => {
                 flow.site().ledger.rejected(fault);
@@ -161,10 +161,10 @@ impl Claims<'_> {
 
     /// The rules of RFC 9112 that hyper leaves to its user. `is_sized`: hyper knows the size of
     /// the body.
-    fn inspect(&self, version: Version, is_sized: bool) -> Result<(), RejectedCode> {
+    fn inspect(&self, site: &Site, version: Version, is_sized: bool) -> Result<(), RejectedCode> {
         // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
         match self.host {
-            Some(host) if self.hosts == 1 && is_host(host.as_bytes()) => {}
+            Some(host) if self.hosts == 1 && is_known_host(site, host.as_bytes()) => {}
             None if version < Version::HTTP_11 => {}
             _ => return Err(RejectedCode::BadRequest),
         }
@@ -181,6 +181,20 @@ impl Claims<'_> {
             Some(_) => Err(RejectedCode::BadRequest),
         }
     }
+}
+
+/// As [`is_host`]; most requests name the host that the one before them named.
+fn is_known_host(site: &Site, host: &[u8]) -> bool {
+    let mut known = site.last_host.borrow_mut();
+    if *known == host {
+        return true;
+    }
+    let is_host = is_host(host);
+    if is_host {
+        known.clear();
+        known.extend_from_slice(host);
+    }
+    is_host
 }
 
 /// Whether `host` is `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is
@@ -365,6 +379,7 @@ impl Future for CallFuture {
         // A handler may have a say of its own in how the connection goes on.
         flow.advertises.set(
             flow.persists.get()
+                && flow.site().keep_alive.is_some()
                 && flow.site().mode.get() == Mode::Serving
                 && !response.headers_mut().keys().any(|name| *name == CONNECTION),
         );

@@ -33,6 +33,8 @@ pub struct Site {
     pub answered: RefCell<Vec<AnsweredRequest>>,
     /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// The host that a request named last, which is well-formed (or empty: nothing yet).
+    pub last_host: RefCell<Vec<u8>>,
     /// Where ids of requests come from that brought none.
     pub ids: RequestIds,
     /// Where [`Stamp`]s count from.
