@@ -31,7 +31,7 @@ fn about(_: Request) -> Response {
 }
 
 fn plaintext(_: Request) -> Response {
-    Response::typed(TEXT, Bytes::from_static(b"Hello, World!"))
+    Response::text(Bytes::from_static(b"Hello, World!"))
 }
 
 fn json(_: Request) -> Response {

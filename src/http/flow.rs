@@ -16,7 +16,7 @@ use http::{Method, StatusCode};
 use super::exchange::{Exchange, Exchanges};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
-use super::message::{Response, Route};
+use super::message::{Media, Response, Route};
 use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
 use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
@@ -66,8 +66,16 @@ pub struct Flow {
     pub(super) persists: Cell<bool>,
     /// Whether the head of the request at hand has a field with an id.
     pub(super) brings_id: Cell<bool>,
-    /// Whether the head that hyper writes next is to tell how long the connection may be idle.
-    pub(super) advertises: Cell<bool>,
+    /// What the head that hyper writes next is to say besides.
+    pub(super) splice: Cell<Splice>,
+}
+
+/// Lines of a response's head that do not pass through hyper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Splice {
+    /// Whether to tell how long the connection may be idle.
+    pub advertises: bool,
+    pub media: Media,
 }
 
 /// What hyper's next read gets.
@@ -157,7 +165,7 @@ impl Flow {
             client_finished: Cell::new(false),
             persists: Cell::new(false),
             brings_id: Cell::new(false),
-            advertises: Cell::new(false),
+            splice: Cell::default(),
         })
     }
 

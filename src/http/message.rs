@@ -244,7 +244,41 @@ fn type_name<T>() -> &'static str {
 
 /// A response.
 #[derive(Debug)]
-pub struct Response(http::Response<Body>);
+pub struct Response {
+    http: http::Response<Body>,
+    media: Media,
+}
+
+/// The `Content-Type` of a response that has none in its header map. The two most frequent ones go
+/// to the wire as they are: through hyper's header map they would take a twentieth of a small
+/// request's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Media {
+    /// What the header map says, if anything.
+    #[default]
+    Mapped,
+    Text,
+    Json,
+}
+
+impl Media {
+    /// The header's line.
+    pub(super) fn line(self) -> &'static [u8] {
+        match self {
+            Media::Mapped => b"",
+            Media::Text => b"content-type: text/plain; charset=utf-8\r\n",
+            Media::Json => b"content-type: application/json\r\n",
+        }
+    }
+
+    fn value(self) -> Option<HeaderValue> {
+        match self {
+            Media::Mapped => None,
+            Media::Text => Some(TEXT),
+            Media::Json => Some(JSON),
+        }
+    }
+}
 
 /// 200 without a body.
 impl Default for Response {
@@ -255,14 +289,19 @@ impl Default for Response {
 
 impl Response {
     fn with_body(body: Body) -> Response {
-        let mut response = http::Response::new(body);
-        *response.headers_mut() = spare_headers();
-        Response(response)
+        let mut http = http::Response::new(body);
+        *http.headers_mut() = spare_headers();
+        Response { http, media: Media::Mapped }
+    }
+
+    fn with_media(mut self, media: Media) -> Response {
+        self.media = media;
+        self
     }
 
     /// 200 with `text/plain`.
     pub fn text(text: impl Into<Bytes>) -> Response {
-        Response::typed(TEXT, text.into())
+        Response::with_body(Body::from(text.into())).with_media(Media::Text)
     }
 
     /// 200 with `application/json`.
@@ -271,7 +310,7 @@ impl Response {
     /// logged.
     pub fn json(value: &impl serde::Serialize) -> Response {
         match serde_json::to_vec(value) {
-            Ok(bytes) => Response::typed(JSON, bytes.into()),
+            Ok(bytes) => Response::with_body(Body::from(bytes)).with_media(Media::Json),
             Err(error) => {
                 log::error!(event_type = "json_failed"; "cannot express a response: {error}");
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
@@ -294,35 +333,45 @@ impl Response {
     /// Sets the status.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Response {
-        *self.0.status_mut() = status;
+        *self.http.status_mut() = status;
         self
     }
 
     /// Sets a header, in the place of any of that name.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Response {
-        self.0.headers_mut().insert(name, value);
+        self.headers_mut().insert(name, value);
         self
     }
 
     /// The status.
     pub fn status(&self) -> StatusCode {
-        self.0.status()
+        self.http.status()
     }
 
     /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
-        self.0.headers_mut()
+        let headers = self.http.headers_mut();
+        if let Some(value) = std::mem::take(&mut self.media).value() {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        headers
     }
 
-    pub(crate) fn into_http(self) -> http::Response<Body> {
-        self.0
+    /// The headers but for that of its [`Media`], to be changed.
+    pub(super) fn other_headers_mut(&mut self) -> &mut HeaderMap {
+        self.http.headers_mut()
+    }
+
+    /// As hyper wants it, and the header that is missing in it.
+    pub(super) fn into_parts(self) -> (http::Response<Body>, Media) {
+        (self.http, self.media)
     }
 }
 
 impl From<http::Response<Body>> for Response {
     fn from(response: http::Response<Body>) -> Response {
-        Response(response)
+        Response { http: response, media: Media::Mapped }
     }
 }
 
@@ -340,7 +389,7 @@ impl IntoResponse for Response {
 
 impl IntoResponse for http::Response<Body> {
     fn into_response(self) -> Response {
-        Response(self)
+        Response::from(self)
     }
 }
 

@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
-use super::flow::{BodyOwner, Flow, Frame};
+use super::flow::{BodyOwner, Flow, Frame, Splice};
 use super::message::{IntoResponse, Request, Response};
 use super::site::{Mode, Site};
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
@@ -119,8 +119,9 @@ impl Future for GateFuture {
             GateFuture::Tracked(future) => Pin::new(future).poll(cx),
             GateFuture::Rejected => {
                 let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
-                announce_close(response.headers_mut());
-                Poll::Ready(Ok(response.into_http().map(TrackedBody::untracked)))
+                announce_close(response.other_headers_mut());
+                let (response, _) = response.into_parts();
+                Poll::Ready(Ok(response.map(TrackedBody::untracked)))
             }
         }
     }
@@ -373,22 +374,21 @@ impl Future for CallFuture {
             || flow.has_panicked.get();
         // Requests that may be in hand are answered first, whatever the reason for the close.
         if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
-            announce_close(response.headers_mut());
+            announce_close(response.other_headers_mut());
             flow.close_announced.set(true);
         }
         // A handler may have a say of its own in how the connection goes on.
-        flow.advertises.set(
-            flow.persists.get()
-                && flow.site().keep_alive.is_some()
-                && flow.site().mode.get() == Mode::Serving
-                && !response.headers_mut().keys().any(|name| *name == CONNECTION),
-        );
+        let advertises = flow.persists.get()
+            && flow.site().keep_alive.is_some()
+            && flow.site().mode.get() == Mode::Serving
+            && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
         {
-            response.headers_mut().insert(X_REQUEST_ID, id);
+            response.other_headers_mut().insert(X_REQUEST_ID, id);
         }
-        let response = response.into_http();
+        let (response, media) = response.into_parts();
+        flow.splice.set(Splice { advertises, media });
         if !response.body().is_whole() {
             // Its stream may block the worker: it has to be known by then.
             flow.waits(flow.waits_for());

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::chunked::Chunked;
-use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES};
+use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES, Splice};
 use super::head::{Head, HeadLimits, examine};
 use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
 use crate::ledger::RejectedCode;
@@ -452,9 +452,9 @@ impl<T: Transport> Wire<T> {
         Poll::Ready(Ok(count))
     }
 
-    /// As `write`, for output that begins with a response's head: puts `lines` behind its status
+    /// As `write`, for output that begins with a response's head: puts lines behind its status
     /// line. Carried through hyper's header map they would take a tenth of a small request's time.
-    fn write_head(&mut self, buf: &[u8], lines: &[u8]) -> Poll<io::Result<usize>> {
+    fn write_head(&mut self, buf: &[u8], first: &[u8], then: &[u8]) -> Poll<io::Result<usize>> {
         let Some(at) = status_line_end(buf) else { return self.write(buf) };
         if self.budget == 0 {
             self.yielded = true;
@@ -469,10 +469,10 @@ impl<T: Transport> Wire<T> {
                 return Poll::Pending;
             }
         }
-        for part in [&buf[..at], lines, &buf[at..taken]] {
+        for part in [&buf[..at], first, then, &buf[at..taken]] {
             self.output.buffer.extend_from_slice(part);
         }
-        self.written += (taken + lines.len()) as u64;
+        self.written += (taken + first.len() + then.len()) as u64;
         self.budget = self.budget.saturating_sub(taken);
         Poll::Ready(Ok(taken)) // hyper comes again with the rest
     }
@@ -502,12 +502,18 @@ impl<T: Transport> Write for Io<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut wire = self.wire.borrow_mut();
-        if !self.flow.advertises.get() {
+        let splice = self.flow.splice.get();
+        if splice == Splice::default() {
             return wire.write(buf);
         }
-        let lines = self.flow.site().keep_alive.as_deref().unwrap_or_default();
-        let written = wire.write_head(buf, lines);
-        self.flow.advertises.set(written.is_pending());
+        let keep_alive = match &self.flow.site().keep_alive {
+            Some(lines) if splice.advertises => lines,
+            _ => &[][..],
+        };
+        let written = wire.write_head(buf, keep_alive, splice.media.line());
+        if written.is_ready() {
+            self.flow.splice.set(Splice::default());
+        }
         written
     }
 
