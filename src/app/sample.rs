@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use super::lab;
 use super::router::{Router, get, post};
 use crate::http::body::{Body, BodyError};
-use crate::http::message::{IntoResponse, JSON, Request, Response, TEXT};
+use crate::http::message::{IntoResponse, JSON, Request, Response};
 
 /// The routes of `ebbtide serve`.
 pub fn router(lab: lab::Lab) -> Router {

@@ -16,7 +16,7 @@ use http::{Method, StatusCode};
 use super::exchange::{Exchange, Exchanges};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
-use super::message::{Media, Response, Route};
+use super::message::{Media, RequestSlot, Response, Route};
 use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
 use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
@@ -56,6 +56,8 @@ pub struct Flow {
     /// What is over for the handler and not yet accepted by the kernel, and the request at hand:
     /// there is one unless the stage is `Idle`.
     exchanges: RefCell<Exchanges>,
+    /// Where the next request is put; `None` while a handler has one.
+    pub(super) request_slot: Cell<Option<RequestSlot>>,
     /// What its handler answered on the spot, until hyper asks for it.
     pub(super) answer: Cell<Option<Response>>,
     /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
@@ -160,6 +162,7 @@ impl Flow {
             incoming: Cell::new(NO_BODY),
             ended: Cell::new(false),
             exchanges: RefCell::default(),
+            request_slot: Cell::new(None),
             answer: Cell::new(None),
             token: RefCell::new(None),
             client_finished: Cell::new(false),

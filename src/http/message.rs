@@ -20,6 +20,14 @@ use crate::reactor::cancel::CancellationToken;
 
 /// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
 pub struct Request {
+    /// In a box, for it is moved from hand to hand. `Some` until it is dropped or taken apart.
+    slot: Option<RequestSlot>,
+}
+
+/// The place of a request, which its connection keeps for the next one.
+pub(super) type RequestSlot = Box<Option<Inner>>;
+
+pub(super) struct Inner {
     head: Head,
     body: RequestBody,
     /// `Some` once a router has matched it.
@@ -66,57 +74,69 @@ impl Params {
 
 impl Request {
     pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
-        Request { head: Head(head), body, route: None, params: Params::default(), flow }
+        let mut slot = flow.request_slot.take().unwrap_or_default();
+        *slot =
+            Some(Inner { head: Head(head), body, route: None, params: Params::default(), flow });
+        Request { slot: Some(slot) }
+    }
+
+    fn inner(&self) -> &Inner {
+        self.slot.as_deref().and_then(Option::as_ref).expect(WHOLE)
+    }
+
+    fn inner_mut(&mut self) -> &mut Inner {
+        self.slot.as_deref_mut().and_then(Option::as_mut).expect(WHOLE)
     }
 
     pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
-        let site = self.flow.site();
-        let (method, path) = (&self.head.method, self.head.uri.path());
-        site.watch.call(site.now.get(), method, path, self.flow.peer(), &route.template);
-        self.flow.set_route(Rc::clone(&route));
-        self.route = Some(route);
-        self.params = params;
+        let inner = self.inner_mut();
+        let site = inner.flow.site();
+        let (method, path) = (&inner.head.method, inner.head.uri.path());
+        site.watch.call(site.now.get(), method, path, inner.flow.peer(), &route.template);
+        inner.flow.set_route(Rc::clone(&route));
+        inner.route = Some(route);
+        inner.params = params;
     }
 
     /// The method, as sent.
     pub fn method(&self) -> &Method {
-        &self.head.method
+        &self.inner().head.method
     }
 
     /// The target: for most requests path and query, without scheme and host.
     pub fn uri(&self) -> &Uri {
-        &self.head.uri
+        &self.inner().head.uri
     }
 
     /// The path without the query, as sent.
     pub fn path(&self) -> &str {
-        self.head.uri.path()
+        self.inner().head.uri.path()
     }
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.head.uri.query()
+        self.inner().head.uri.query()
     }
 
     /// HTTP/1.0 or HTTP/1.1.
     pub fn version(&self) -> Version {
-        self.head.version
+        self.inner().head.version
     }
 
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
-        &self.head.headers
+        &self.inner().head.headers
     }
 
     /// A header's value, when it is there and is text.
     pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.head.headers.get(name)?.to_str().ok()
+        self.inner().head.headers.get(name)?.to_str().ok()
     }
 
     /// The value of a parameter of the matched route, as sent (not percent-decoded).
     pub fn param(&self, name: &str) -> Option<&str> {
-        let at = self.route.as_ref()?.names.iter().position(|known| known == name)?;
-        let (start, length) = self.params.ranges[at];
+        let at = self.inner().route.as_ref()?.names.iter().position(|known| known == name)?;
+        let (start, length) = self.inner().params.ranges[at];
         self.path().get(usize::from(start)..usize::from(start) + usize::from(length))
     }
 
@@ -125,7 +145,7 @@ impl Request {
     /// # Panics
     /// When the router has no state of this type: a mistake in the program.
     pub fn state<T: Send + Sync + 'static>(&self) -> &T {
-        let state = self.route.as_ref().and_then(|route| route.state.as_deref());
+        let state = self.inner().route.as_ref().and_then(|route| route.state.as_deref());
         state
             .and_then(|state| state.downcast_ref())
             .unwrap_or_else(|| panic!("the router has no state of type {}", type_name::<T>()))
@@ -133,24 +153,24 @@ impl Request {
 
     /// The client's address; `None` on a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.flow.peer().address()
+        self.inner().flow.peer().address()
     }
 
     /// The clock, as of the worker's turn.
     pub(crate) fn now(&self) -> Instant {
-        self.flow.site().now.get()
+        self.inner().flow.site().now.get()
     }
 
     /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of
     /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
     pub fn id(&self) -> Rc<str> {
-        self.flow.request_id()
+        self.inner().flow.request_id()
     }
 
     /// Fires when the shutdown asks handlers to come to an end: requests that have no response by
     /// half of the phase `cancelling` are answered 503, what stands at its end is cut.
     pub fn shutdown(&self) -> CancellationToken {
-        self.flow.site().shutdown.clone()
+        self.inner().flow.site().shutdown.clone()
     }
 
     /// Fires when nobody waits for the response any more: the client has reset the connection or
@@ -169,12 +189,12 @@ impl Request {
     /// # async fn compute() -> String { String::new() }
     /// ```
     pub fn cancelled(&self) -> CancellationToken {
-        self.flow.token()
+        self.inner().flow.token()
     }
 
     /// The body, to be read piece by piece.
     pub fn body_mut(&mut self) -> &mut RequestBody {
-        &mut self.body
+        &mut self.inner_mut().body
     }
 
     /// The whole body.
@@ -182,15 +202,33 @@ impl Request {
     /// # Errors
     /// See [`RequestBody::chunk`].
     pub async fn bytes(&mut self) -> Result<Bytes, super::body::BodyError> {
-        self.body.bytes().await
+        self.inner_mut().body.bytes().await
     }
 
     /// Takes the request apart.
     pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
+        let Some(Inner { mut head, body, .. }) = self.slot.take().and_then(|slot| *slot) else {
+            unreachable!("{WHOLE}")
+        };
         let (nothing, ()) = http::Request::new(()).into_parts();
-        (std::mem::replace(&mut self.head.0, nothing), self.body)
+        (std::mem::replace(&mut head.0, nothing), body)
     }
 }
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        // Not there when it was taken apart.
+        if let Some(mut slot) = self.slot.take()
+            && let Some(inner) = slot.as_ref()
+        {
+            let flow = Rc::clone(&inner.flow);
+            *slot = None;
+            flow.request_slot.set(Some(slot));
+        }
+    }
+}
+
+const WHOLE: &str = "a request that its handler has is whole";
 
 /// A request's head. Its header map goes to the next response that is made on the thread, so that
 /// neither costs an allocation: hyper takes the response's map for the request after it.
@@ -231,9 +269,9 @@ const SPARE_FIELDS_MAX: usize = 32;
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("method", &self.head.method)
-            .field("uri", &self.head.uri)
-            .field("headers", &self.head.headers)
+            .field("method", &self.inner().head.method)
+            .field("uri", &self.inner().head.uri)
+            .field("headers", &self.inner().head.headers)
             .finish_non_exhaustive()
     }
 }
