@@ -57,7 +57,7 @@ pub struct Flow {
     /// there is one unless the stage is `Idle`.
     exchanges: RefCell<Exchanges>,
     /// Where the next request is put; `None` while a handler has one.
-    pub(super) request_slot: Cell<Option<RequestSlot>>,
+    pub(super) request_slot: Cell<Option<Box<RequestSlot>>>,
     /// What its handler answered on the spot, until hyper asks for it.
     pub(super) answer: Cell<Option<Response>>,
     /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
@@ -77,7 +77,7 @@ pub struct Flow {
 pub struct Splice {
     /// Whether to tell how long the connection may be idle.
     pub advertises: bool,
-    pub media: Media,
+    pub(super) media: Media,
 }
 
 /// What hyper's next read gets.

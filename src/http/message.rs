@@ -1,9 +1,7 @@
 //! Requests and responses, as handlers see them.
 
-use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,14 +19,19 @@ use crate::reactor::cancel::CancellationToken;
 /// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
 pub struct Request {
     /// In a box, for it is moved from hand to hand. `Some` until it is dropped or taken apart.
-    slot: Option<RequestSlot>,
+    slot: Option<Box<RequestSlot>>,
 }
 
-/// The place of a request, which its connection keeps for the next one.
-pub(super) type RequestSlot = Box<Option<Inner>>;
+/// The place of a request, which its connection keeps for the next one. In two parts, so that
+/// filling it takes no copy of its own.
+#[derive(Default)]
+pub(super) struct RequestSlot {
+    head: Option<http::request::Parts>,
+    rest: Option<Rest>,
+}
 
-pub(super) struct Inner {
-    head: Head,
+/// What there is besides the head.
+struct Rest {
     body: RequestBody,
     /// `Some` once a router has matched it.
     route: Option<Rc<Route>>,
@@ -75,68 +78,73 @@ impl Params {
 impl Request {
     pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
         let mut slot = flow.request_slot.take().unwrap_or_default();
-        *slot =
-            Some(Inner { head: Head(head), body, route: None, params: Params::default(), flow });
+        slot.head = Some(head);
+        slot.rest = Some(Rest { body, route: None, params: Params::default(), flow });
         Request { slot: Some(slot) }
     }
 
-    fn inner(&self) -> &Inner {
-        self.slot.as_deref().and_then(Option::as_ref).expect(WHOLE)
+    fn head(&self) -> &http::request::Parts {
+        self.slot.as_ref().and_then(|slot| slot.head.as_ref()).expect(WHOLE)
     }
 
-    fn inner_mut(&mut self) -> &mut Inner {
-        self.slot.as_deref_mut().and_then(Option::as_mut).expect(WHOLE)
+    fn rest(&self) -> &Rest {
+        self.slot.as_ref().and_then(|slot| slot.rest.as_ref()).expect(WHOLE)
+    }
+
+    fn rest_mut(&mut self) -> &mut Rest {
+        self.slot.as_mut().and_then(|slot| slot.rest.as_mut()).expect(WHOLE)
     }
 
     pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
-        let inner = self.inner_mut();
-        let site = inner.flow.site();
-        let (method, path) = (&inner.head.method, inner.head.uri.path());
-        site.watch.call(site.now.get(), method, path, inner.flow.peer(), &route.template);
-        inner.flow.set_route(Rc::clone(&route));
-        inner.route = Some(route);
-        inner.params = params;
+        let (head, rest) = (self.head(), self.rest());
+        let site = rest.flow.site();
+        let peer = rest.flow.peer();
+        site.watch.call(site.now.get(), &head.method, head.uri.path(), peer, &route.template);
+        rest.flow.set_route(Rc::clone(&route));
+        let rest = self.rest_mut();
+        rest.route = Some(route);
+        rest.params = params;
     }
 
     /// The method, as sent.
     pub fn method(&self) -> &Method {
-        &self.inner().head.method
+        &self.head().method
     }
 
     /// The target: for most requests path and query, without scheme and host.
     pub fn uri(&self) -> &Uri {
-        &self.inner().head.uri
+        &self.head().uri
     }
 
     /// The path without the query, as sent.
     pub fn path(&self) -> &str {
-        self.inner().head.uri.path()
+        self.head().uri.path()
     }
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.inner().head.uri.query()
+        self.head().uri.query()
     }
 
     /// HTTP/1.0 or HTTP/1.1.
     pub fn version(&self) -> Version {
-        self.inner().head.version
+        self.head().version
     }
 
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
-        &self.inner().head.headers
+        &self.head().headers
     }
 
     /// A header's value, when it is there and is text.
     pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.inner().head.headers.get(name)?.to_str().ok()
+        self.head().headers.get(name)?.to_str().ok()
     }
 
     /// The value of a parameter of the matched route, as sent (not percent-decoded).
     pub fn param(&self, name: &str) -> Option<&str> {
-        let at = self.inner().route.as_ref()?.names.iter().position(|known| known == name)?;
-        let (start, length) = self.inner().params.ranges[at];
+        let at = self.rest().route.as_ref()?.names.iter().position(|known| known == name)?;
+        let (start, length) = self.rest().params.ranges[at];
         self.path().get(usize::from(start)..usize::from(start) + usize::from(length))
     }
 
@@ -145,7 +153,7 @@ impl Request {
     /// # Panics
     /// When the router has no state of this type: a mistake in the program.
     pub fn state<T: Send + Sync + 'static>(&self) -> &T {
-        let state = self.inner().route.as_ref().and_then(|route| route.state.as_deref());
+        let state = self.rest().route.as_ref().and_then(|route| route.state.as_deref());
         state
             .and_then(|state| state.downcast_ref())
             .unwrap_or_else(|| panic!("the router has no state of type {}", type_name::<T>()))
@@ -153,24 +161,24 @@ impl Request {
 
     /// The client's address; `None` on a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.inner().flow.peer().address()
+        self.rest().flow.peer().address()
     }
 
     /// The clock, as of the worker's turn.
     pub(crate) fn now(&self) -> Instant {
-        self.inner().flow.site().now.get()
+        self.rest().flow.site().now.get()
     }
 
     /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of
     /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
     pub fn id(&self) -> Rc<str> {
-        self.inner().flow.request_id()
+        self.rest().flow.request_id()
     }
 
     /// Fires when the shutdown asks handlers to come to an end: requests that have no response by
     /// half of the phase `cancelling` are answered 503, what stands at its end is cut.
     pub fn shutdown(&self) -> CancellationToken {
-        self.inner().flow.site().shutdown.clone()
+        self.rest().flow.site().shutdown.clone()
     }
 
     /// Fires when nobody waits for the response any more: the client has reset the connection or
@@ -189,12 +197,12 @@ impl Request {
     /// # async fn compute() -> String { String::new() }
     /// ```
     pub fn cancelled(&self) -> CancellationToken {
-        self.inner().flow.token()
+        self.rest().flow.token()
     }
 
     /// The body, to be read piece by piece.
     pub fn body_mut(&mut self) -> &mut RequestBody {
-        &mut self.inner_mut().body
+        &mut self.rest_mut().body
     }
 
     /// The whole body.
@@ -202,76 +210,79 @@ impl Request {
     /// # Errors
     /// See [`RequestBody::chunk`].
     pub async fn bytes(&mut self) -> Result<Bytes, super::body::BodyError> {
-        self.inner_mut().body.bytes().await
+        self.rest_mut().body.bytes().await
     }
 
     /// Takes the request apart.
     pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
-        let Some(Inner { mut head, body, .. }) = self.slot.take().and_then(|slot| *slot) else {
-            unreachable!("{WHOLE}")
-        };
-        let (nothing, ()) = http::Request::new(()).into_parts();
-        (std::mem::replace(&mut head.0, nothing), body)
+        let slot = self.slot.take().expect(WHOLE);
+        match *slot {
+            RequestSlot { head: Some(head), rest: Some(rest) } => (head, rest.body),
+            _ => unreachable!("{WHOLE}"),
+        }
     }
 }
 
+/// Its header map goes to the next response that is made on the thread, so that neither costs an
+/// allocation: hyper takes the response's map for the request after it.
 impl Drop for Request {
     fn drop(&mut self) {
         // Not there when it was taken apart.
-        if let Some(mut slot) = self.slot.take()
-            && let Some(inner) = slot.as_ref()
-        {
-            let flow = Rc::clone(&inner.flow);
-            *slot = None;
-            flow.request_slot.set(Some(slot));
+        let Some(mut slot) = self.slot.take() else { return };
+        if let Some(mut head) = slot.head.take() {
+            spare_headers::keep(&mut head.headers);
+        }
+        if let Some(rest) = slot.rest.take() {
+            rest.flow.request_slot.set(Some(slot));
         }
     }
 }
 
 const WHOLE: &str = "a request that its handler has is whole";
 
-/// A request's head. Its header map goes to the next response that is made on the thread, so that
-/// neither costs an allocation: hyper takes the response's map for the request after it.
-struct Head(http::request::Parts);
+/// The header map of a request that is over, for the next response that is made on the thread.
+mod spare_headers {
+    use std::cell::RefCell;
 
-impl Deref for Head {
-    type Target = http::request::Parts;
+    use http::HeaderMap;
 
-    fn deref(&self) -> &http::request::Parts {
-        &self.0
+    thread_local! {
+        /// Empty, and no larger than [`FIELDS_MAX`].
+        static SPARE: RefCell<HeaderMap> = RefCell::default();
     }
-}
 
-impl Drop for Head {
-    fn drop(&mut self) {
-        let mut headers = std::mem::take(&mut self.0.headers);
-        if (1..=SPARE_FIELDS_MAX).contains(&headers.capacity()) {
+    /// A map that grew larger (112 bytes a field) is not kept.
+    const FIELDS_MAX: usize = 32;
+
+    /// Keeps `headers`.
+    pub fn keep(headers: &mut HeaderMap) {
+        if (1..=FIELDS_MAX).contains(&headers.capacity()) {
             headers.clear();
-            // At the thread's end there is no place for it any more.
-            SPARE.try_with(|spare| spare.set(Some(headers))).unwrap_or_default();
+            exchange(headers);
         }
     }
-}
 
-/// A header map without fields, if there is one with room for some.
-fn spare_headers() -> HeaderMap {
-    SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default()
-}
+    /// Puts the spare map in the place of `headers`, which has no room.
+    pub fn take(headers: &mut HeaderMap) {
+        if headers.capacity() == 0 {
+            exchange(headers);
+        }
+    }
 
-thread_local! {
-    /// Empty, and no larger than [`SPARE_FIELDS_MAX`].
-    static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
+    fn exchange(headers: &mut HeaderMap) {
+        // At the thread's end there is no place for it any more.
+        SPARE
+            .try_with(|spare| std::mem::swap(&mut *spare.borrow_mut(), headers))
+            .unwrap_or_default();
+    }
 }
-
-/// A map that grew larger (112 bytes a field) is not kept.
-const SPARE_FIELDS_MAX: usize = 32;
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("method", &self.inner().head.method)
-            .field("uri", &self.inner().head.uri)
-            .field("headers", &self.inner().head.headers)
+            .field("method", &self.head().method)
+            .field("uri", &self.head().uri)
+            .field("headers", &self.head().headers)
             .finish_non_exhaustive()
     }
 }
@@ -327,9 +338,7 @@ impl Default for Response {
 
 impl Response {
     fn with_body(body: Body) -> Response {
-        let mut http = http::Response::new(body);
-        *http.headers_mut() = spare_headers();
-        Response { http, media: Media::Mapped }
+        Response { http: http::Response::new(body), media: Media::Mapped }
     }
 
     fn with_media(mut self, media: Media) -> Response {
@@ -390,6 +399,7 @@ impl Response {
     /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
         let headers = self.http.headers_mut();
+        spare_headers::take(headers);
         if let Some(value) = std::mem::take(&mut self.media).value() {
             headers.insert(CONTENT_TYPE, value);
         }
@@ -402,7 +412,9 @@ impl Response {
     }
 
     /// As hyper wants it, and the header that is missing in it.
-    pub(super) fn into_parts(self) -> (http::Response<Body>, Media) {
+    pub(super) fn into_parts(mut self) -> (http::Response<Body>, Media) {
+        // hyper takes it for the next request, with room or without.
+        spare_headers::take(self.http.headers_mut());
         (self.http, self.media)
     }
 }
