@@ -17,7 +17,7 @@ use super::exchange::{Exchange, Exchanges};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
 use super::message::{Media, RequestSlot, Response, Route};
-use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
+use super::site::{AccessLog, HalfClose, Site};
 use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
 use super::watch::{EndedRequest, RequestInfo};
@@ -497,11 +497,7 @@ impl Flow {
         }
         match outcome {
             RequestOutcome::Answered | RequestOutcome::Refused => {
-                site.answered.borrow_mut().push(AnsweredRequest {
-                    method: exchange.method.clone(),
-                    status: exchange.status,
-                    begun: exchange.begun,
-                });
+                site.note_answered(&exchange.method, exchange.status, exchange.begun);
             }
             RequestOutcome::Cut | RequestOutcome::Abandoned => {}
         }

@@ -146,10 +146,10 @@ impl<T: Transport> Hot<T> {
                 wire.attach(means.loan);
             }
         }
-        let site = Rc::clone(means.site);
-        let ran = self.advance(&site);
+        let site = &**means.site;
+        let ran = self.advance(site);
         let ran = match ran {
-            Ran::Wait(_) => self.wait(&site),
+            Ran::Wait(_) => self.wait(site),
             other => other,
         };
         self.wire.borrow_mut().detach(means.loan);

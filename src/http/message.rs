@@ -229,11 +229,13 @@ impl Drop for Request {
     fn drop(&mut self) {
         // Not there when it was taken apart.
         let Some(mut slot) = self.slot.take() else { return };
-        if let Some(mut head) = slot.head.take() {
+        if let Some(head) = &mut slot.head {
             spare_headers::keep(&mut head.headers);
         }
-        if let Some(rest) = slot.rest.take() {
-            rest.flow.request_slot.set(Some(slot));
+        slot.head = None;
+        if let Some(Rest { body, route, flow, .. }) = slot.rest.take() {
+            drop((body, route));
+            flow.request_slot.set(Some(slot));
         }
     }
 }

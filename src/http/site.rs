@@ -81,6 +81,8 @@ pub struct AnsweredRequest {
     pub status: u16,
     /// When its head was complete.
     pub begun: Instant,
+    /// How many such there were one after the other.
+    pub count: u32,
 }
 
 /// Whether each finished request is logged.
@@ -182,7 +184,23 @@ impl Site {
         let mut metrics = self.metrics.borrow_mut();
         for request in self.answered.borrow_mut().drain(..) {
             let seconds = end.saturating_duration_since(request.begun).as_secs_f64();
-            metrics.request(&request.method, request.status, seconds);
+            metrics.requests(&request.method, request.status, seconds, request.count);
+        }
+    }
+
+    /// Notes a request that was answered. In a busy turn most are like the one before.
+    pub fn note_answered(&self, method: &Method, status: u16, begun: Instant) {
+        let mut answered = self.answered.borrow_mut();
+        match answered.last_mut() {
+            Some(last)
+                if last.begun == begun && last.status == status && last.method == *method =>
+            {
+                last.count += 1;
+            }
+            _ => {
+                let method = method.clone();
+                answered.push(AnsweredRequest { method, status, begun, count: 1 });
+            }
         }
     }
 

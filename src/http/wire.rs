@@ -132,6 +132,7 @@ impl Input {
     ///
     /// # Errors
     /// Those of the socket.
+    #[inline]
     pub fn next_head<T: Transport>(
         &mut self,
         socket: &mut Socket<T>,
@@ -140,6 +141,14 @@ impl Input {
         if self.is_empty() && !socket.is_readable() {
             return Ok(Next::Nothing);
         }
+        self.find_head(socket, limits)
+    }
+
+    fn find_head<T: Transport>(
+        &mut self,
+        socket: &mut Socket<T>,
+        limits: &HeadLimits,
+    ) -> io::Result<Next> {
         loop {
             let held = self.end - self.start;
             if held > self.examined {
@@ -199,13 +208,11 @@ impl Output {
         let mut written = 0;
         while !self.is_empty() {
             let Some(count) = socket.send(&[IoSlice::new(&self.buffer[self.start..])])? else {
-                return Ok(written);
+                break;
             };
-            self.start += count;
+            self.consume(count);
             written += count;
         }
-        self.buffer.clear();
-        self.start = 0;
         Ok(written)
     }
 }

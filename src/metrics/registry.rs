@@ -130,17 +130,25 @@ struct Series {
 }
 
 impl WorkerMetrics {
-    /// Counts a request whose response had the status `code`, and the time it took, in seconds. The
-    /// first of its method and code takes a lock and allocates; the others do neither.
+    /// Counts one request; see [`requests`](Self::requests).
     pub fn request(&mut self, method: &Method, code: u16, seconds: f64) {
+        self.requests(method, code, seconds, 1);
+    }
+
+    /// Counts so many requests whose responses had the status `code`, and the time that each took,
+    /// in seconds. The first of its method and code takes a lock and allocates; the others do
+    /// neither.
+    pub fn requests(&mut self, method: &Method, code: u16, seconds: f64, count: u32) {
         debug_assert!(seconds.is_finite() && seconds >= 0.0, "{seconds} is no duration");
         let key = (fold(method), code);
         if self.series.get(self.last).is_none_or(|series| series.key != key) {
             self.last = self.resolve(key);
         }
         let series = &self.series[self.last];
-        series.requests.inc();
-        series.seconds.observe(seconds);
+        series.requests.inc_by(u64::from(count));
+        for _ in 0..count {
+            series.seconds.observe(seconds);
+        }
         self.is_dirty = true;
     }
 
