@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use ebbtide::internal::http::connection::{Connection, Means, Step};
 use ebbtide::internal::http::service::{Answer, App};
-use ebbtide::internal::http::site::{
-    AccessLog, Grace, Mode, RequestIds, Site, builder, keep_alive,
-};
+use ebbtide::internal::http::site::{AccessLog, Grace, Lines, Mode, RequestIds, Site, builder};
 use ebbtide::internal::http::wire::Loan;
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::slots::Token;
@@ -175,7 +173,7 @@ impl World {
             epoch: now,
             shutdown: CancellationToken::default(),
             half_close: HalfClose::Cancel,
-            keep_alive: keep_alive(&limits),
+            lines: Lines::new(&limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             limits,

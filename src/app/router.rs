@@ -9,7 +9,6 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use fnv::FnvHashMap;
 use http::header::ALLOW;
 use http::{HeaderValue, Method, StatusCode};
 
@@ -81,8 +80,7 @@ impl Router {
     /// The worker's own copy, ready to serve.
     pub(crate) fn into_app(self) -> Rc<dyn App> {
         let state = self.state;
-        let fixed = self.routes.iter().enumerate().filter(|(_, entry)| is_fixed(&entry.template));
-        let fixed = fixed.map(|(index, entry)| (entry.template.clone(), index)).collect();
+        let fixed = Fixed::of(&self.routes);
         let routes = self
             .routes
             .into_iter()
@@ -119,16 +117,41 @@ fn names(template: &str) -> Vec<String> {
     names
 }
 
-/// Whether a template stands for one path only, as it is written. Those with escaped braces are
-/// left to the matcher.
-fn is_fixed(template: &str) -> bool {
-    !template.contains(['{', '}'])
+/// The routes without parameters, which go before all others: found at half the matcher's price.
+#[derive(Default)]
+struct Fixed {
+    /// By the length of the path, then in order.
+    by_length: Vec<Vec<(String, usize)>>,
+}
+
+impl Fixed {
+    fn of(routes: &[Entry]) -> Fixed {
+        let mut by_length: Vec<Vec<(String, usize)>> = Vec::new();
+        for (index, Entry { template, .. }) in routes.iter().enumerate() {
+            // Escaped braces are left to the matcher.
+            if !template.contains(['{', '}']) {
+                if by_length.len() <= template.len() {
+                    by_length.resize_with(template.len() + 1, Vec::new);
+                }
+                by_length[template.len()].push((template.clone(), index));
+            }
+        }
+        for paths in &mut by_length {
+            paths.sort_unstable();
+        }
+        Fixed { by_length }
+    }
+
+    fn find(&self, path: &str) -> Option<usize> {
+        let paths = self.by_length.get(path.len())?;
+        let at = paths.binary_search_by(|(known, _)| known.as_str().cmp(path)).ok()?;
+        Some(paths[at].1)
+    }
 }
 
 /// A router on its worker.
 struct RouterApp {
-    /// The routes without parameters, which go before all others: found at half the price.
-    fixed: FnvHashMap<String, usize>,
+    fixed: Fixed,
     matcher: matchit::Router<usize>,
     routes: Vec<Served>,
 }
@@ -143,8 +166,8 @@ impl App for RouterApp {
     fn call(&self, mut request: Request) -> Answer {
         let path = request.path();
         let mut params = Params::default();
-        let index = if let Some(index) = self.fixed.get(path) {
-            *index
+        let index = if let Some(index) = self.fixed.find(path) {
+            index
         } else {
             let Ok(found) = self.matcher.at(path) else {
                 return Answer::Ready(StatusCode::NOT_FOUND.into_response());

@@ -59,7 +59,7 @@ pub struct Flow {
     /// Where the next request is put; `None` while a handler has one.
     pub(super) request_slot: Cell<Option<Box<RequestSlot>>>,
     /// What its handler answered on the spot, until hyper asks for it.
-    pub(super) answer: Cell<Option<Response>>,
+    pub(super) answer: RefCell<Option<Response>>,
     /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
     token: RefCell<Option<CancellationToken>>,
     /// Whether the client has finished sending, which may mean that it is gone.
@@ -163,7 +163,7 @@ impl Flow {
             ended: Cell::new(false),
             exchanges: RefCell::default(),
             request_slot: Cell::new(None),
-            answer: Cell::new(None),
+            answer: RefCell::new(None),
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),

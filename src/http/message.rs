@@ -215,9 +215,8 @@ impl Request {
 
     /// Takes the request apart.
     pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
-        let slot = self.slot.take().expect(WHOLE);
-        match *slot {
-            RequestSlot { head: Some(head), rest: Some(rest) } => (head, rest.body),
+        match self.slot.take().map(|slot| *slot) {
+            Some(RequestSlot { head: Some(head), rest: Some(rest) }) => (head, rest.body),
             _ => unreachable!("{WHOLE}"),
         }
     }
@@ -233,8 +232,9 @@ impl Drop for Request {
             spare_headers::keep(&mut head.headers);
         }
         slot.head = None;
-        if let Some(Rest { body, route, flow, .. }) = slot.rest.take() {
-            drop((body, route));
+        if let Some(rest) = &slot.rest {
+            let flow = Rc::clone(&rest.flow);
+            slot.rest = None;
             flow.request_slot.set(Some(slot));
         }
     }
@@ -313,12 +313,13 @@ pub(super) enum Media {
 }
 
 impl Media {
+    pub(super) const ALL: [Media; 3] = [Media::Mapped, Media::Text, Media::Json];
+
     /// The header's line.
-    pub(super) fn line(self) -> &'static [u8] {
-        match self {
-            Media::Mapped => b"",
-            Media::Text => b"content-type: text/plain; charset=utf-8\r\n",
-            Media::Json => b"content-type: application/json\r\n",
+    pub(super) fn line(self) -> String {
+        match self.value() {
+            None => String::new(),
+            Some(value) => format!("content-type: {}\r\n", value.to_str().unwrap_or_default()),
         }
     }
 
@@ -413,11 +414,18 @@ impl Response {
         self.http.headers_mut()
     }
 
-    /// As hyper wants it, and the header that is missing in it.
-    pub(super) fn into_parts(mut self) -> (http::Response<Body>, Media) {
-        // hyper takes it for the next request, with room or without.
+    pub(super) fn media(&self) -> Media {
+        self.media
+    }
+
+    /// Gives it a header map with room, for hyper takes it for the next request.
+    pub(super) fn lend_headers(&mut self) {
         spare_headers::take(self.http.headers_mut());
-        (self.http, self.media)
+    }
+
+    /// As hyper wants it, without the header of its [`Media`].
+    pub(super) fn into_http(self) -> http::Response<Body> {
+        self.http
     }
 }
 

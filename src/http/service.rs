@@ -6,6 +6,7 @@
 //! whether the connection closes after it.
 
 use std::any::Any;
+use std::cell::RefMut;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -120,8 +121,7 @@ impl Future for GateFuture {
             GateFuture::Rejected => {
                 let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
                 announce_close(response.other_headers_mut());
-                let (response, _) = response.into_parts();
-                Poll::Ready(Ok(response.map(TrackedBody::untracked)))
+                Poll::Ready(Ok(response.into_http().map(TrackedBody::untracked)))
             }
         }
     }
@@ -288,7 +288,7 @@ impl Service<http::Request<Incoming>> for Call {
         if head.method == Method::CONNECT {
             // hyper would treat a 2xx as the start of a tunnel.
             let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-            flow.answer.set(Some(response));
+            flow.answer.replace(Some(response));
             return self.future(None);
         }
         if flow.verdict().is_some() {
@@ -304,7 +304,7 @@ impl Service<http::Request<Incoming>> for Call {
             Err(panic) => panicked(flow, &*panic),
         };
         site.watch.returned();
-        flow.answer.set(Some(response));
+        flow.answer.replace(Some(response));
         self.future(None)
     }
 }
@@ -332,20 +332,27 @@ impl CallFuture {
         }
     }
 
-    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
-        if let Some(response) = self.flow.answer.take() {
-            return Poll::Ready(response);
-        }
-        let Some(later) = self.later.as_mut() else { return Poll::Pending };
+    /// Ready when the answer lies in the flow.
+    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(later) = self.later.as_mut() else {
+            // Answered on the spot, unless there is a verdict.
+            return if self.flow.answer.borrow().is_some() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            };
+        };
         let polled = catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx)));
         if !std::mem::replace(&mut self.polled, true) {
             // From now on a request that waits is listed as waiting.
             self.flow.site().watch.returned();
         }
-        match polled {
-            Ok(poll) => poll,
-            Err(panic) => Poll::Ready(panicked(&self.flow, &*panic)),
-        }
+        let response = match polled {
+            Ok(poll) => ready!(poll),
+            Err(panic) => panicked(&self.flow, &*panic),
+        };
+        self.flow.answer.replace(Some(response));
+        Poll::Ready(())
     }
 }
 
@@ -361,17 +368,21 @@ impl Future for CallFuture {
             // One that was in hand behind a refused one is answered at once or refused as well.
             self.flow.judge(Verdict::ShuttingDown);
         }
-        let mut response = match self.flow.verdict() {
+        match self.flow.verdict() {
             // Also when the handler has just answered: a body over its limit is 413 whatever it
             // says.
-            Some(verdict) => verdict.response(),
+            Some(verdict) => {
+                let unwanted = self.flow.answer.replace(Some(verdict.response()));
+                drop_quietly(&self.flow, unwanted);
+            }
             None => ready!(handled),
-        };
+        }
         self.drop_handler();
-        let flow = &self.flow;
-        let wants_close = flow.site().mode.get().announces()
-            || flow.verdict().is_some()
-            || flow.has_panicked.get();
+        let flow = &*self.flow;
+        let response = flow.answer.borrow_mut();
+        let mut response = RefMut::map(response, |answer| answer.get_or_insert_default());
+        let mode = flow.site().mode.get();
+        let wants_close = mode.announces() || flow.verdict().is_some() || flow.has_panicked.get();
         // Requests that may be in hand are answered first, whatever the reason for the close.
         if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
             announce_close(response.other_headers_mut());
@@ -379,16 +390,18 @@ impl Future for CallFuture {
         }
         // A handler may have a say of its own in how the connection goes on.
         let advertises = flow.persists.get()
-            && flow.site().keep_alive.is_some()
-            && flow.site().mode.get() == Mode::Serving
+            && mode == Mode::Serving
             && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
         {
             response.other_headers_mut().insert(X_REQUEST_ID, id);
         }
-        let (response, media) = response.into_parts();
-        flow.splice.set(Splice { advertises, media });
+        flow.splice.set(Splice { advertises, media: response.media() });
+        response.lend_headers();
+        drop(response);
+        let Some(response) = flow.answer.take() else { unreachable!("it was there just now") };
+        let response = response.into_http();
         if !response.body().is_whole() {
             // Its stream may block the worker: it has to be known by then.
             flow.waits(flow.waits_for());

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use http::Method;
 use hyper::server::conn::http1;
 
+use super::flow::Splice;
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
+use super::message::Media;
 use super::service::App;
 use super::watch::Watch;
 use crate::ledger::Ledger;
@@ -46,8 +48,8 @@ pub struct Site {
     pub shutdown: CancellationToken,
     /// What a client's FIN means for its request.
     pub half_close: HalfClose,
-    /// What responses say of the idle time that follows; see [`keep_alive`].
-    pub keep_alive: Option<Box<[u8]>>,
+    /// What responses say besides.
+    pub lines: Lines,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.
@@ -104,19 +106,43 @@ pub enum HalfClose {
     Serve,
 }
 
+/// The lines of a response's head that go to the wire beside hyper's.
+#[derive(Debug)]
+pub struct Lines {
+    /// By [`Media`], without and with those on the idle time that follows.
+    by_media: [[Box<[u8]>; 2]; 3],
+}
+
+impl Lines {
+    /// The lines for these limits.
+    pub fn new(limits: &Limits) -> Lines {
+        let keep_alive = keep_alive(limits);
+        Lines {
+            by_media: Media::ALL.map(|media| {
+                let line = media.line();
+                let both = [keep_alive.as_str(), &line].concat();
+                [line.into_bytes().into(), both.into_bytes().into()]
+            }),
+        }
+    }
+
+    pub(super) fn of(&self, splice: Splice) -> &[u8] {
+        &self.by_media[splice.media as usize][usize::from(splice.advertises)]
+    }
+}
+
 /// The header lines by which responses tell how long the connection may be idle: whole seconds, and
 /// less than it really has. A client that goes by them never sends a request into a connection that
-/// is being closed, though the request and our FIN take their time. `None` for times too short to
+/// is being closed, though the request and our FIN take their time. Nothing for times too short to
 /// tell.
 ///
 /// `Keep-Alive` is of RFC 2068, 19.7.1; RFC 9110, 7.6.1 wants it listed in `Connection`.
-pub fn keep_alive(limits: &Limits) -> Option<Box<[u8]>> {
+fn keep_alive(limits: &Limits) -> String {
     let seconds = limits.keep_alive_timeout.saturating_sub(KEEP_ALIVE_MARGIN).as_secs();
     if seconds == 0 {
-        return None;
+        return String::new();
     }
-    let lines = format!("connection: keep-alive\r\nkeep-alive: timeout={seconds}\r\n");
-    Some(lines.into_bytes().into())
+    format!("connection: keep-alive\r\nkeep-alive: timeout={seconds}\r\n")
 }
 
 /// Between the time that clients are told and the close: a round trip and the grain of deadlines.

@@ -461,7 +461,7 @@ impl<T: Transport> Wire<T> {
 
     /// As `write`, for output that begins with a response's head: puts lines behind its status
     /// line. Carried through hyper's header map they would take a tenth of a small request's time.
-    fn write_head(&mut self, buf: &[u8], first: &[u8], then: &[u8]) -> Poll<io::Result<usize>> {
+    fn write_head(&mut self, buf: &[u8], lines: &[u8]) -> Poll<io::Result<usize>> {
         let Some(at) = status_line_end(buf) else { return self.write(buf) };
         if self.budget == 0 {
             self.yielded = true;
@@ -476,10 +476,10 @@ impl<T: Transport> Wire<T> {
                 return Poll::Pending;
             }
         }
-        for part in [&buf[..at], first, then, &buf[at..taken]] {
+        for part in [&buf[..at], lines, &buf[at..taken]] {
             self.output.buffer.extend_from_slice(part);
         }
-        self.written += (taken + first.len() + then.len()) as u64;
+        self.written += (taken + lines.len()) as u64;
         self.budget = self.budget.saturating_sub(taken);
         Poll::Ready(Ok(taken)) // hyper comes again with the rest
     }
@@ -513,11 +513,7 @@ impl<T: Transport> Write for Io<T> {
         if splice == Splice::default() {
             return wire.write(buf);
         }
-        let keep_alive = match &self.flow.site().keep_alive {
-            Some(lines) if splice.advertises => lines,
-            _ => &[][..],
-        };
-        let written = wire.write_head(buf, keep_alive, splice.media.line());
+        let written = wire.write_head(buf, self.flow.site().lines.of(splice));
         if written.is_ready() {
             self.flow.splice.set(Splice::default());
         }

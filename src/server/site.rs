@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::app::Router;
 use crate::http::limits::Limits;
-use crate::http::site::{AccessLog, HalfClose, Mode, RequestIds, Site, builder, keep_alive};
+use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -41,7 +41,7 @@ impl SiteSetup {
             epoch: now,
             shutdown: self.shutdown,
             half_close: self.half_close,
-            keep_alive: keep_alive(&self.limits),
+            lines: Lines::new(&self.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             #[cfg(test)]
