@@ -10,8 +10,10 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::ops::BitOr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use mio::net::{TcpStream, UnixStream};
+use rustix::net::{RecvFlags, SendFlags};
 
 /// A byte stream that never blocks, as the kernel (or a simulation) offers it.
 pub trait Transport: Read + Write {
@@ -45,21 +47,27 @@ impl Stream {
     }
 }
 
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(tcp) => tcp.as_fd(),
+            Stream::Unix(unix) => unix.as_fd(),
+        }
+    }
+}
+
+/// Both directions go past the C library, whose calls are points of cancellation: around each of
+/// them it marks the thread with two locked instructions.
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(tcp) => tcp.read(buf),
-            Stream::Unix(unix) => unix.read(buf),
-        }
+        let (count, _) = rustix::net::recv(self, buf, RecvFlags::empty())?;
+        Ok(count)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(tcp) => tcp.write(buf),
-            Stream::Unix(unix) => unix.write(buf),
-        }
+        Ok(rustix::net::send(self, buf, SendFlags::NOSIGNAL)?)
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {

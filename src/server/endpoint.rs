@@ -54,8 +54,8 @@ pub struct Endpoint<L: Acceptor = Listener> {
 struct Slot<S: Transport + 'static> {
     connection: Connection<S>,
     peer: Peer,
-    /// When it is to run at the latest, [`NEVER`] if it need not; the wheel may hold an earlier
-    /// entry.
+    /// When it is to run at the latest, [`NEVER`] if it need not. Otherwise the wheel has an entry
+    /// for then or earlier.
     deadline: Tick,
     /// The state under which the ledger has it.
     booked: ConnectionState,
@@ -179,6 +179,7 @@ impl<L: Acceptor> Endpoint<L> {
             let Some(token) = self.slots.token_at(index) else { continue };
             let Some(slot) = self.slots.get_mut(token) else { continue };
             if slot.deadline <= tick {
+                slot.deadline = NEVER;
                 enqueue(&mut self.runnable, slot, token);
             } else if slot.deadline != NEVER {
                 self.wheel.file_by(index, slot.deadline);
@@ -359,7 +360,7 @@ impl<L: Acceptor> Endpoint<L> {
         let step = slot.connection.run(&mut means);
         match step {
             Step::Wait(at) => {
-                slot.deadline = match at {
+                let deadline = match at {
                     None => NEVER,
                     Some(at) if at == self.last_deadline.0 => self.last_deadline.1,
                     Some(at) => {
@@ -368,8 +369,9 @@ impl<L: Acceptor> Endpoint<L> {
                         tick
                     }
                 };
-                if slot.deadline != NEVER {
-                    self.wheel.file_by(token.index(), slot.deadline);
+                // One that moves away is filed again when the wheel tells of the earlier one.
+                if deadline < std::mem::replace(&mut slot.deadline, deadline) {
+                    self.wheel.file_by(token.index(), deadline);
                 }
             }
             Step::Again => enqueue(&mut self.runnable, slot, token),
