@@ -122,7 +122,7 @@ pub struct Exchanges {
 
 impl Exchanges {
     /// Adds one, which is at hand from now on.
-    pub fn begin(&mut self, now: Instant) {
+    pub fn begin(&mut self, now: Instant) -> &mut Exchange {
         if self.first == self.end {
             (self.first, self.end) = (0, 0);
         } else if self.end == self.slots.len() && self.first > 0 {
@@ -135,6 +135,7 @@ impl Exchanges {
         }
         self.end += 1;
         self.at_hand = true;
+        &mut self.slots[self.end - 1]
     }
 
     /// The one at hand.

@@ -16,9 +16,8 @@ use http::{Method, StatusCode};
 use super::exchange::{Exchange, Exchanges};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
-use super::message::{Media, RequestSlot, Response, Route};
+use super::message::{Media, RequestSlot, Route};
 use super::site::{AccessLog, HalfClose, Site};
-use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
 use super::watch::{EndedRequest, RequestInfo};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RequestOutcome};
@@ -58,8 +57,6 @@ pub struct Flow {
     exchanges: RefCell<Exchanges>,
     /// Where the next request is put; `None` while a handler has one.
     pub(super) request_slot: Cell<Option<Box<RequestSlot>>>,
-    /// What its handler answered on the spot, until hyper asks for it.
-    pub(super) answer: RefCell<Option<Response>>,
     /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
     token: RefCell<Option<CancellationToken>>,
     /// Whether the client has finished sending, which may mean that it is gone.
@@ -163,7 +160,6 @@ impl Flow {
             ended: Cell::new(false),
             exchanges: RefCell::default(),
             request_slot: Cell::new(None),
-            answer: RefCell::new(None),
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),
@@ -204,18 +200,66 @@ impl Flow {
         }
     }
 
-    /// Names the request that was just begun.
-    pub(super) fn describe(&self, method: &Method, path: &str, id: Option<&str>) {
+    // A request's way. A call of `begin` is followed by one of `responded`, unless the connection
+    // comes to its end, and by one of `over`, unless the body fails.
+
+    /// A request came: it is at hand from now on.
+    pub(super) fn begin(&self, method: &Method, path: &str, id: Option<&str>) {
+        self.site.ledger.begun();
+        self.stage.set(Stage::Handling);
+        self.verdict.set(None);
+        self.incoming.set(NO_BODY);
+        self.has_panicked.set(false);
+        drop(self.token.take());
+        let mut exchanges = self.exchanges.borrow_mut();
+        let exchange = exchanges.begin(self.site.now.get());
+        exchange.method = method.clone();
+        exchange.path.push_str(path);
+        match id {
+            Some(id) => exchange.id = Some(Rc::from(id)),
+            None if self.site.access_log == AccessLog::On => {
+                exchange.id = Some(Rc::from(self.site.ids.next()));
+            }
+            None => {}
+        }
+    }
+
+    /// The response's head is decided. `is_whole`: so is its body. Returns the id that it should
+    /// carry, if there is one by now.
+    pub(super) fn responded(&self, status: StatusCode, is_whole: bool) -> Option<Rc<str>> {
+        if !is_whole {
+            // Its stream may block the worker: it has to be known by then.
+            self.waits(self.waits_for());
+        }
+        self.stage.set(Stage::Streaming);
+        let mut exchanges = self.exchanges.borrow_mut();
+        let exchange = exchanges.at_hand_mut()?;
+        exchange.status = status.as_u16();
+        exchange.responded = Some(self.site.now.get());
+        exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
+            || (status.is_server_error() && self.site.shutdown.is_cancelled());
+        exchange.id.clone()
+    }
+
+    /// Bytes of the response's body were handed out.
+    pub(super) fn sent(&self, bytes: usize) {
         if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
-            exchange.method = method.clone();
-            exchange.path.push_str(path);
-            exchange.id = match id {
-                Some(id) => Some(Rc::from(id)),
-                None if self.site.access_log == AccessLog::On => {
-                    Some(Rc::from(self.site.ids.next()))
-                }
-                None => None,
-            };
+            exchange.bytes += bytes as u64;
+        }
+    }
+
+    /// hyper has done with the request at hand. What it drops while it goes on working was not to
+    /// be sent any further; what is dropped with the connection leaves its exchange unfinished.
+    pub(super) fn over(&self) {
+        if self.ended.get() {
+            return;
+        }
+        if self.exchanges.borrow_mut().finish() {
+            self.stage.set(Stage::Idle);
+            // It has its answer: what becomes of connection and server is no news for its token.
+            if let Some(token) = self.token.take() {
+                token.detach();
+            }
         }
     }
 
@@ -522,46 +566,3 @@ impl fmt::Debug for Flow {
 
 /// What hyper reads at least at once (its `INIT_BUFFER_SIZE`).
 pub(super) const HYPER_READ_BYTES: u64 = 8192;
-
-impl Tracker for Rc<Flow> {
-    fn begun(&self) {
-        self.site.ledger.begun();
-        self.stage.set(Stage::Handling);
-        self.verdict.set(None);
-        self.incoming.set(NO_BODY);
-        self.has_panicked.set(false);
-        drop(self.token.take());
-        self.exchanges.borrow_mut().begin(self.site.now.get());
-    }
-
-    fn responded(&self, status: StatusCode) {
-        self.stage.set(Stage::Streaming);
-        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
-            exchange.status = status.as_u16();
-            exchange.responded = Some(self.site.now.get());
-            exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
-                || (status.is_server_error() && self.site.shutdown.is_cancelled());
-        }
-    }
-
-    fn sent(&self, bytes: u64) {
-        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
-            exchange.bytes += bytes;
-        }
-    }
-
-    fn ended(&self, end: End) {
-        // A body that hyper drops while it goes on working was not to be sent any further; one that
-        // is dropped with the connection, or has failed, leaves its exchange unfinished.
-        if self.ended.get() || end == End::Failed {
-            return;
-        }
-        if self.exchanges.borrow_mut().finish() {
-            self.stage.set(Stage::Idle);
-            // It has its answer: what becomes of connection and server is no news for its token.
-            if let Some(token) = self.token.take() {
-                token.detach();
-            }
-        }
-    }
-}

@@ -212,7 +212,11 @@ mod tests {
                 for behind in 0..40 {
                     let bytes = ["a".repeat(before), end.to_owned(), "b".repeat(behind)].concat();
                     let size = before + end.len();
-                    assert_eq!(examine(bytes.as_bytes(), &limits), Head::Complete(size), "{bytes:?}");
+                    assert_eq!(
+                        examine(bytes.as_bytes(), &limits),
+                        Head::Complete(size),
+                        "{bytes:?}"
+                    );
                 }
             }
         }

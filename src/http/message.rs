@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
 
-use super::body::{Body, RequestBody};
+use super::body::{Body, BoxError, RequestBody};
 use super::flow::Flow;
 use super::limits::RETRY_AFTER;
 use crate::reactor::blocking::BlockingError;
@@ -76,10 +80,20 @@ impl Params {
 }
 
 impl Request {
-    pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
+    pub(super) fn new(
+        request: http::Request<Incoming>,
+        flow: &Rc<Flow>,
+        body_bytes_max: u64,
+    ) -> Request {
         let mut slot = flow.request_slot.take().unwrap_or_default();
+        let (head, incoming) = request.into_parts();
         slot.head = Some(head);
-        slot.rest = Some(Rest { body, route: None, params: Params::default(), flow });
+        slot.rest = Some(Rest {
+            body: RequestBody::new(incoming, Rc::clone(flow), body_bytes_max),
+            route: None,
+            params: Params::default(),
+            flow: Rc::clone(flow),
+        });
         Request { slot: Some(slot) }
     }
 
@@ -294,10 +308,20 @@ fn type_name<T>() -> &'static str {
 }
 
 /// A response.
-#[derive(Debug)]
 pub struct Response {
-    http: http::Response<Body>,
+    /// In a box, for it is moved from hand to hand. `Some` until it is dropped.
+    sheet: Option<Box<Sheet>>,
+}
+
+/// What a response says. Kept for the next one when it is over.
+#[derive(Debug, Default)]
+struct Sheet {
+    status: StatusCode,
+    version: Version,
+    headers: HeaderMap,
+    extensions: Extensions,
     media: Media,
+    body: Body,
 }
 
 /// The `Content-Type` of a response that has none in its header map. The two most frequent ones go
@@ -335,18 +359,67 @@ impl Media {
 /// 200 without a body.
 impl Default for Response {
     fn default() -> Response {
-        Response::with_body(Body::empty())
+        Response { sheet: Some(spare_sheet::take()) }
+    }
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        if let Some(sheet) = self.sheet.take() {
+            spare_sheet::keep(sheet);
+        }
+    }
+}
+
+/// The sheet of a response that is over, for the next one on the thread: neither the box nor the
+/// moves of what is in it are paid for by a small request.
+mod spare_sheet {
+    use std::cell::Cell;
+
+    use super::{Body, Media, Sheet, StatusCode, Version};
+
+    thread_local! {
+        /// As good as new.
+        static SPARE: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
+    }
+
+    pub fn take() -> Box<Sheet> {
+        SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default()
+    }
+
+    pub fn keep(mut sheet: Box<Sheet>) {
+        // Its own header map is gone to hyper, or may be large.
+        if sheet.headers.capacity() > 0 {
+            sheet.headers = super::HeaderMap::new();
+        }
+        sheet.status = StatusCode::OK;
+        sheet.version = Version::HTTP_11;
+        sheet.extensions.clear();
+        sheet.media = Media::Mapped;
+        sheet.body = Body::empty();
+        // At the thread's end there is no place for it any more.
+        SPARE.try_with(|spare| spare.set(Some(sheet))).unwrap_or_default();
     }
 }
 
 impl Response {
     fn with_body(body: Body) -> Response {
-        Response { http: http::Response::new(body), media: Media::Mapped }
+        let mut response = Response::default();
+        response.sheet_mut().body = body;
+        response
     }
 
     fn with_media(mut self, media: Media) -> Response {
-        self.media = media;
+        self.sheet_mut().media = media;
         self
+    }
+
+    fn sheet(&self) -> &Sheet {
+        self.sheet.as_ref().expect("until it is dropped")
+    }
+
+    fn sheet_mut(&mut self) -> &mut Sheet {
+        self.sheet.as_mut().expect("until it is dropped")
     }
 
     /// 200 with `text/plain`.
@@ -383,7 +456,7 @@ impl Response {
     /// Sets the status.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Response {
-        *self.http.status_mut() = status;
+        self.sheet_mut().status = status;
         self
     }
 
@@ -396,42 +469,117 @@ impl Response {
 
     /// The status.
     pub fn status(&self) -> StatusCode {
-        self.http.status()
+        self.sheet().status
     }
 
     /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
-        let headers = self.http.headers_mut();
-        spare_headers::take(headers);
-        if let Some(value) = std::mem::take(&mut self.media).value() {
-            headers.insert(CONTENT_TYPE, value);
+        let sheet = self.sheet_mut();
+        spare_headers::take(&mut sheet.headers);
+        if let Some(value) = std::mem::take(&mut sheet.media).value() {
+            sheet.headers.insert(CONTENT_TYPE, value);
         }
-        headers
+        &mut sheet.headers
     }
 
     /// The headers but for that of its [`Media`], to be changed.
     pub(super) fn other_headers_mut(&mut self) -> &mut HeaderMap {
-        self.http.headers_mut()
+        &mut self.sheet_mut().headers
     }
 
     pub(super) fn media(&self) -> Media {
-        self.media
+        self.sheet().media
     }
 
-    /// Gives it a header map with room, for hyper takes it for the next request.
-    pub(super) fn lend_headers(&mut self) {
-        spare_headers::take(self.http.headers_mut());
+    /// Whether all of its body is there.
+    pub(super) fn is_whole(&self) -> bool {
+        self.sheet().body.is_whole()
     }
 
-    /// As hyper wants it, without the header of its [`Media`].
-    pub(super) fn into_http(self) -> http::Response<Body> {
-        self.http
+    /// As hyper wants it, without the header of its [`Media`]. When its body is dropped, `flow`
+    /// hears that the exchange is over.
+    pub(super) fn into_http(mut self, flow: Rc<Flow>) -> http::Response<OutBody> {
+        let sheet = self.sheet_mut();
+        // hyper takes the map for the next request: it should have room.
+        spare_headers::take(&mut sheet.headers);
+        let (status, version) = (sheet.status, sheet.version);
+        let headers = std::mem::take(&mut sheet.headers);
+        let extensions = std::mem::take(&mut sheet.extensions);
+        let mut response = http::Response::new(OutBody { response: Some(self), flow });
+        *response.status_mut() = status;
+        *response.version_mut() = version;
+        *response.headers_mut() = headers;
+        *response.extensions_mut() = extensions;
+        response
+    }
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sheet { status, headers, media, body, .. } = self.sheet();
+        f.debug_struct("Response")
+            .field("status", status)
+            .field("headers", headers)
+            .field("media", media)
+            .field("body", body)
+            .finish_non_exhaustive()
     }
 }
 
 impl From<http::Response<Body>> for Response {
     fn from(response: http::Response<Body>) -> Response {
-        Response { http: response, media: Media::Mapped }
+        let (head, body) = response.into_parts();
+        let mut response = Response::with_body(body);
+        let sheet = response.sheet_mut();
+        sheet.status = head.status;
+        sheet.version = head.version;
+        sheet.headers = head.headers;
+        sheet.extensions = head.extensions;
+        response
+    }
+}
+
+/// The body of a response in hyper's hands: the response itself, whose head is gone ahead.
+pub(super) struct OutBody {
+    /// `None` when the body has failed: that exchange is not over, it is lost.
+    response: Option<Response>,
+    flow: Rc<Flow>,
+}
+
+impl HttpBody for OutBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut OutBody>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(response) = &mut self.response else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut response.sheet_mut().body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => self.flow.sent(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(_)) => self.response = None,
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.response.as_ref().is_none_or(|response| response.sheet().body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.response.as_ref().map_or_else(SizeHint::default, |it| it.sheet().body.size_hint())
+    }
+}
+
+/// hyper drops a body at its end, also one that reports its end without being polled, and one that
+/// is not to be sent (RFC 9110, 6.4.1: after HEAD, and with 204 and 304).
+impl Drop for OutBody {
+    fn drop(&mut self) {
+        if self.response.is_some() {
+            self.flow.over();
+        }
     }
 }
 

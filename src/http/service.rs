@@ -1,12 +1,13 @@
 //! From hyper's call to the application's, and back.
 //!
 //! Outermost is the gate: what RFC 9112 forbids and hyper lets pass is answered there and never
-//! becomes a request. Then [`ConnectionTracking`] counts, then the `Call` runs the application
-//! with its panics caught and the server's verdicts applied. On the way back the response learns
-//! whether the connection closes after it.
+//! becomes a request. What passes is counted, and the application is called with its panics caught
+//! and the server's verdicts applied. On the way back the response learns whether the connection
+//! closes after it. That is one future, and one body, instead of a middleware around another: each
+//! would move the response once more. For services of others there is
+//! [`ConnectionTracking`](super::tracking::ConnectionTracking).
 
 use std::any::Any;
-use std::cell::RefMut;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -22,11 +23,9 @@ use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
-use super::body::{Body, RequestBody};
 use super::flow::{BodyOwner, Flow, Frame, Splice};
-use super::message::{IntoResponse, Request, Response};
+use super::message::{IntoResponse, OutBody, Request, Response};
 use super::site::{Mode, Site};
-use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
 use crate::ledger::RejectedCode;
 use crate::said::panic_message;
@@ -54,27 +53,19 @@ impl fmt::Debug for Answer {
     }
 }
 
-pub(super) type OutBody = TrackedBody<Body, Rc<Flow>>;
-
 /// The service that hyper calls.
 pub(super) struct Gate {
     flow: Rc<Flow>,
-    tracked: ConnectionTracking<Call, Rc<Flow>>,
 }
 
 impl Gate {
     pub fn new(flow: Rc<Flow>) -> Gate {
-        let tracked = ConnectionTracking::new(Call { flow: Rc::clone(&flow) }, Rc::clone(&flow));
-        Gate { flow, tracked }
+        Gate { flow }
     }
-}
 
-impl Service<http::Request<Incoming>> for Gate {
-    type Response = http::Response<OutBody>;
-    type Error = Infallible;
-    type Future = GateFuture;
-
-    fn call(&self, request: http::Request<Incoming>) -> GateFuture {
+    /// Whether the head's request may be served. What hyper is to be given from now on follows
+    /// from it in any case.
+    fn admit(&self, request: &http::Request<Incoming>) -> bool {
         let flow = &*self.flow;
         let size = request.body().size_hint().exact();
         match size {
@@ -95,35 +86,62 @@ impl Service<http::Request<Incoming>> for Gate {
         flow.persists.set(version == Version::HTTP_11 && !claims.closes);
         flow.brings_id.set(claims.has_id);
         match claims.inspect(flow.site(), version, size.is_some()) {
-            Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
+            Ok(()) => true,
             Err(fault) => {
                 flow.site().ledger.rejected(fault);
                 flow.gate_rejected.set(true);
                 flow.close_announced.set(true);
-                GateFuture::Rejected
+                false
             }
         }
     }
-}
 
-/// The gate's answer. Not boxed: it lives in the space that hyper keeps per connection.
-pub(super) enum GateFuture {
-    Rejected,
-    Tracked(TrackedFuture<CallFuture, Rc<Flow>>),
-}
-
-impl Future for GateFuture {
-    type Output = Result<http::Response<OutBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut GateFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut *self {
-            GateFuture::Tracked(future) => Pin::new(future).poll(cx),
-            GateFuture::Rejected => {
-                let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
-                announce_close(response.other_headers_mut());
-                Poll::Ready(Ok(response.into_http().map(TrackedBody::untracked)))
-            }
+    /// Calls the application with a request that is counted from here on.
+    fn serve(&self, request: http::Request<Incoming>) -> CallFuture {
+        let flow = &self.flow;
+        let site = flow.site();
+        let id = if flow.brings_id.get() { inbound_id(request.headers()) } else { None };
+        flow.begin(request.method(), request.uri().path(), id);
+        if site.ledger.in_flight() > site.limits.in_flight_max {
+            flow.judge(Verdict::Overloaded);
         }
+        if *request.method() == Method::CONNECT {
+            // hyper would treat a 2xx as the start of a tunnel.
+            return self.answered(StatusCode::METHOD_NOT_ALLOWED.into_response());
+        }
+        if flow.verdict().is_some() {
+            return self.future(Stage::Judged);
+        }
+        let request = Request::new(request, flow, site.limits.body_bytes_max);
+        let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
+        let response = match answer {
+            // The call goes on with the first poll.
+            Ok(Answer::Later(future)) => {
+                return self.future(Stage::Handling { future, polled: false });
+            }
+            Ok(Answer::Ready(response)) => response,
+            Err(panic) => panicked(flow, &*panic),
+        };
+        site.watch.returned();
+        self.answered(response)
+    }
+
+    fn answered(&self, response: Response) -> CallFuture {
+        self.future(Stage::Answered(response))
+    }
+
+    fn future(&self, stage: Stage) -> CallFuture {
+        CallFuture { flow: Rc::clone(&self.flow), stage }
+    }
+}
+
+impl Service<http::Request<Incoming>> for Gate {
+    type Response = http::Response<OutBody>;
+    type Error = Infallible;
+    type Future = CallFuture;
+
+    fn call(&self, request: http::Request<Incoming>) -> CallFuture {
+        if self.admit(&request) { self.serve(request) } else { self.future(Stage::Rejected) }
     }
 }
 
@@ -266,121 +284,60 @@ static NAME_BYTES: [bool; 256] = {
     bytes
 };
 
-/// The application behind hyper's interface.
-pub(super) struct Call {
-    flow: Rc<Flow>,
-}
-
-impl Service<http::Request<Incoming>> for Call {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = CallFuture;
-
-    fn call(&self, request: http::Request<Incoming>) -> CallFuture {
-        let flow = &self.flow;
-        let site = flow.site();
-        let (head, incoming) = request.into_parts();
-        let id = if flow.brings_id.get() { inbound_id(&head.headers) } else { None };
-        flow.describe(&head.method, head.uri.path(), id);
-        if site.ledger.in_flight() > site.limits.in_flight_max {
-            flow.judge(Verdict::Overloaded);
-        }
-        if head.method == Method::CONNECT {
-            // hyper would treat a 2xx as the start of a tunnel.
-            let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-            flow.answer.replace(Some(response));
-            return self.future(None);
-        }
-        if flow.verdict().is_some() {
-            return self.future(None);
-        }
-        let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
-        let request = Request::new(head, body, Rc::clone(flow));
-        let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
-        let response = match answer {
-            // The call goes on with the first poll.
-            Ok(Answer::Later(later)) => return self.future(Some(later)),
-            Ok(Answer::Ready(response)) => response,
-            Err(panic) => panicked(flow, &*panic),
-        };
-        site.watch.returned();
-        flow.answer.replace(Some(response));
-        self.future(None)
-    }
-}
-
-impl Call {
-    fn future(&self, later: Option<Pin<Box<dyn Future<Output = Response>>>>) -> CallFuture {
-        CallFuture { flow: Rc::clone(&self.flow), later, polled: false }
-    }
-}
-
-/// The application's answer on its way.
+/// An answer on its way. Not boxed: it lives in the space that hyper keeps per connection.
 pub(super) struct CallFuture {
     flow: Rc<Flow>,
-    /// `Some` while the handler works on the answer. One that is there is in the flow: this future
-    /// is moved into hyper's hands, and a response is large.
-    later: Option<Pin<Box<dyn Future<Output = Response>>>>,
-    /// Whether the handler's future was polled.
-    polled: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    /// The gate turned the head down: no request was begun.
+    Rejected,
+    /// There was a verdict before the handler could be called.
+    Judged,
+    /// The handler works on the answer. `polled`: whether its future was polled.
+    Handling {
+        future: Pin<Box<dyn Future<Output = Response>>>,
+        polled: bool,
+    },
+    Answered(Response),
+    /// The response is in hyper's hands.
+    Over,
 }
 
 impl CallFuture {
-    fn drop_handler(&mut self) {
-        if let Some(later) = self.later.take() {
-            drop_quietly(&self.flow, later);
-        }
-    }
-
-    /// Ready when the answer lies in the flow.
+    /// Goes on with the handler; when this is ready, the stage is `Answered`.
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(later) = self.later.as_mut() else {
+        let Stage::Handling { future, polled } = &mut self.stage else {
             // Answered on the spot, unless there is a verdict.
-            return if self.flow.answer.borrow().is_some() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            };
+            let is_answered = matches!(self.stage, Stage::Answered(_));
+            return if is_answered { Poll::Ready(()) } else { Poll::Pending };
         };
-        let polled = catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx)));
-        if !std::mem::replace(&mut self.polled, true) {
+        let result = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        if !std::mem::replace(polled, true) {
             // From now on a request that waits is listed as waiting.
             self.flow.site().watch.returned();
         }
-        let response = match polled {
+        let response = match result {
             Ok(poll) => ready!(poll),
             Err(panic) => panicked(&self.flow, &*panic),
         };
-        self.flow.answer.replace(Some(response));
+        self.enter(Stage::Answered(response));
         Poll::Ready(())
     }
-}
 
-impl Future for CallFuture {
-    type Output = Result<http::Response<Body>, Infallible>;
+    /// The application's part of the stage that is left may panic when it is dropped.
+    fn enter(&mut self, stage: Stage) {
+        match std::mem::replace(&mut self.stage, stage) {
+            Stage::Handling { future, .. } => drop_quietly(&self.flow, future),
+            Stage::Answered(response) => drop_quietly(&self.flow, response),
+            Stage::Rejected | Stage::Judged | Stage::Over => {}
+        }
+    }
 
-    fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let handled = match self.flow.verdict() {
-            None => self.poll_handler(cx),
-            Some(_) => Poll::Pending,
-        };
-        if handled.is_pending() && self.flow.site().mode.get() == Mode::Refusing {
-            // One that was in hand behind a refused one is answered at once or refused as well.
-            self.flow.judge(Verdict::ShuttingDown);
-        }
-        match self.flow.verdict() {
-            // Also when the handler has just answered: a body over its limit is 413 whatever it
-            // says.
-            Some(verdict) => {
-                let unwanted = self.flow.answer.replace(Some(verdict.response()));
-                drop_quietly(&self.flow, unwanted);
-            }
-            None => ready!(handled),
-        }
-        self.drop_handler();
+    /// The response as hyper gets it, with what the server itself has to say in it.
+    fn finish(&self, mut response: Response) -> http::Response<OutBody> {
         let flow = &*self.flow;
-        let response = flow.answer.borrow_mut();
-        let mut response = RefMut::map(response, |answer| answer.get_or_insert_default());
         let mode = flow.site().mode.get();
         let wants_close = mode.announces() || flow.verdict().is_some() || flow.has_panicked.get();
         // Requests that may be in hand are answered first, whatever the reason for the close.
@@ -392,27 +349,57 @@ impl Future for CallFuture {
         let advertises = flow.persists.get()
             && mode == Mode::Serving
             && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
-        if let Some(id) = flow.known_id()
+        let is_whole = response.is_whole();
+        if let Some(id) = flow.responded(response.status(), is_whole)
             && let Ok(id) = HeaderValue::from_str(&id)
         {
             response.other_headers_mut().insert(X_REQUEST_ID, id);
         }
         flow.splice.set(Splice { advertises, media: response.media() });
-        response.lend_headers();
-        drop(response);
-        let Some(response) = flow.answer.take() else { unreachable!("it was there just now") };
-        let response = response.into_http();
-        if !response.body().is_whole() {
-            // Its stream may block the worker: it has to be known by then.
-            flow.waits(flow.waits_for());
+        response.into_http(Rc::clone(&self.flow))
+    }
+}
+
+impl Future for CallFuture {
+    type Output = Result<http::Response<OutBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if matches!(self.stage, Stage::Rejected) {
+            let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
+            announce_close(response.other_headers_mut());
+            return Poll::Ready(Ok(response.into_http(Rc::clone(&self.flow))));
         }
-        Poll::Ready(Ok(response))
+        let handled = match self.flow.verdict() {
+            None => self.poll_handler(cx),
+            Some(_) => Poll::Pending,
+        };
+        if handled.is_pending() && self.flow.site().mode.get() == Mode::Refusing {
+            // One that was in hand behind a refused one is answered at once or refused as well.
+            self.flow.judge(Verdict::ShuttingDown);
+        }
+        match self.flow.verdict() {
+            // Also when the handler has just answered: a body over its limit is 413 whatever it
+            // says.
+            Some(verdict) => self.enter(Stage::Answered(verdict.response())),
+            None => ready!(handled),
+        }
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Answered(response) => Poll::Ready(Ok(self.finish(response))),
+            _ => unreachable!("it was answered just now"),
+        }
     }
 }
 
 impl Drop for CallFuture {
     fn drop(&mut self) {
-        self.drop_handler();
+        match self.stage {
+            Stage::Rejected | Stage::Over => {}
+            // hyper was taken down while the handler worked.
+            Stage::Judged | Stage::Handling { .. } | Stage::Answered(_) => {
+                self.enter(Stage::Over);
+                self.flow.over();
+            }
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The middleware that counts requests: begun at the call, ended when the response's body is done.
 //!
-//! It wraps any [`hyper::service::Service`]. With an [`Arc<Ledger>`](Ledger) as its tracker it
-//! counts by itself, for use outside this server; inside, the tracker is the connection's
-//! [`Flow`](super::flow::Flow), which knows more: a response is answered when the kernel has it.
+//! It wraps any [`hyper::service::Service`], for use outside this server; its tracker is an
+//! [`Arc<Ledger>`](Ledger). Inside, a connection's [`Flow`](super::flow::Flow) counts, which knows
+//! more: a response is answered when the kernel has it.
 
 use std::future::Future;
 use std::pin::Pin;
