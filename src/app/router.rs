@@ -178,7 +178,7 @@ impl App for RouterApp {
             *found.value
         };
         let served = &self.routes[index];
-        request.set_route(Rc::clone(&served.route), params);
+        request.set_route(&served.route, params);
         if let Some(bytes_max) = served.methods.body_bytes_max {
             request.body_mut().limit(bytes_max);
         }

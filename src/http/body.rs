@@ -44,6 +44,13 @@ impl Body {
         Body(Kind::Empty)
     }
 
+    /// Drops what is left of it.
+    pub(super) fn clear(&mut self) {
+        if !matches!(self.0, Kind::Empty) {
+            self.0 = Kind::Empty;
+        }
+    }
+
     /// Whether all of it is there.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.0, Kind::Empty | Kind::Full(_))
@@ -144,9 +151,8 @@ impl HttpBody for Body {
             Kind::Full(bytes) if bytes.len() > PIECE_BYTES_MAX => {
                 Poll::Ready(Some(Ok(Frame::data(bytes.split_to(PIECE_BYTES_MAX)))))
             }
-            Kind::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.0 = Kind::Empty;
+            Kind::Full(_) => {
+                let Kind::Full(bytes) = std::mem::take(&mut self.0) else { unreachable!() };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Stream(stream) => {

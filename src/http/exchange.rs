@@ -57,9 +57,13 @@ impl Exchange {
 
     /// As new, but for the room that its path takes.
     fn reset(&mut self, now: Instant) {
-        let mut path = std::mem::take(&mut self.path);
+        let Exchange { method, path, begun, status, bytes, refused, wanted_body, .. } = self;
+        (*method, *begun, *status, *bytes) = (Method::GET, now, 0, 0);
+        (*refused, *wanted_body) = (false, false);
         path.clear();
-        *self = Exchange { path, ..Exchange::new(now) };
+        let Exchange { mark, route, id, responded, watched, waited_for, .. } = self;
+        (*mark, *route, *id) = (None, None, None);
+        (*responded, *watched, *waited_for) = (None, None, hold::HANDLER);
     }
 
     /// Lists it for other threads, or says there what it waits for now.

@@ -263,9 +263,12 @@ impl Flow {
         }
     }
 
-    pub(super) fn set_route(&self, route: Rc<Route>) {
+    /// The request at hand goes to a handler of `route`.
+    pub(super) fn set_route(&self, route: &Rc<Route>) {
         if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
-            exchange.route = Some(route);
+            let Exchange { method, path, begun, .. } = exchange;
+            self.site.watch.call(*begun, method, path, self.peer, &route.template);
+            exchange.route = Some(Rc::clone(route));
         }
     }
 
@@ -442,6 +445,9 @@ impl Flow {
     /// When the request at hand runs out of time, and what happens then. `None` for a response that
     /// has begun, unless its handler still waits for the request's body.
     pub fn deadline(&self) -> Option<(Instant, Verdict)> {
+        if self.is_idle() {
+            return None;
+        }
         let exchanges = self.exchanges.borrow();
         let exchange = exchanges.at_hand()?;
         let limits = &self.site.limits;

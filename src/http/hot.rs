@@ -214,9 +214,9 @@ impl<T: Transport> Hot<T> {
 
     /// hyper can go no further.
     fn pending(&mut self, now: Instant) -> Ran {
-        let (rejected, yielded) = {
+        let (rejected, yielded, is_quiet) = {
             let wire = self.wire.borrow();
-            (wire.rejected, wire.yielded)
+            (wire.rejected, wire.yielded, wire.is_quiet())
         };
         if let Some(code) = rejected {
             return Ran::Reject(code, ConnectionOutcome::Rejected);
@@ -243,6 +243,9 @@ impl<T: Transport> Hot<T> {
             return if has_asked { Ran::Wait(None) } else { Ran::Again };
         }
         self.asked_for_rest = false;
+        if is_quiet {
+            return Ran::Wait(None);
+        }
         match self.look_ahead(now) {
             Ahead::Head => Ran::Again,
             Ahead::Is(ran) => ran,

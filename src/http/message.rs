@@ -109,14 +109,11 @@ impl Request {
         self.slot.as_mut().and_then(|slot| slot.rest.as_mut()).expect(WHOLE)
     }
 
-    pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
-        let (head, rest) = (self.head(), self.rest());
-        let site = rest.flow.site();
-        let peer = rest.flow.peer();
-        site.watch.call(site.now.get(), &head.method, head.uri.path(), peer, &route.template);
-        rest.flow.set_route(Rc::clone(&route));
+    /// It is going to a handler of `route`.
+    pub(crate) fn set_route(&mut self, route: &Rc<Route>, params: Params) {
         let rest = self.rest_mut();
-        rest.route = Some(route);
+        rest.flow.set_route(route);
+        rest.route = Some(Rc::clone(route));
         rest.params = params;
     }
 
@@ -254,6 +251,7 @@ impl Drop for Request {
     }
 }
 
+const WRITTEN: &str = "a response has its sheet until it is dropped";
 const WHOLE: &str = "a request that its handler has is whole";
 
 /// The header map of a request that is over, for the next response that is made on the thread.
@@ -376,7 +374,7 @@ impl Drop for Response {
 mod spare_sheet {
     use std::cell::Cell;
 
-    use super::{Body, Media, Sheet, StatusCode, Version};
+    use super::{Media, Sheet, StatusCode, Version};
 
     thread_local! {
         /// As good as new.
@@ -394,9 +392,11 @@ mod spare_sheet {
         }
         sheet.status = StatusCode::OK;
         sheet.version = Version::HTTP_11;
-        sheet.extensions.clear();
+        if !sheet.extensions.is_empty() {
+            sheet.extensions.clear();
+        }
         sheet.media = Media::Mapped;
-        sheet.body = Body::empty();
+        sheet.body.clear();
         // At the thread's end there is no place for it any more.
         SPARE.try_with(|spare| spare.set(Some(sheet))).unwrap_or_default();
     }
@@ -415,11 +415,11 @@ impl Response {
     }
 
     fn sheet(&self) -> &Sheet {
-        self.sheet.as_ref().expect("until it is dropped")
+        self.sheet.as_ref().expect(WRITTEN)
     }
 
     fn sheet_mut(&mut self) -> &mut Sheet {
-        self.sheet.as_mut().expect("until it is dropped")
+        self.sheet.as_mut().expect(WRITTEN)
     }
 
     /// 200 with `text/plain`.
@@ -499,17 +499,20 @@ impl Response {
     /// As hyper wants it, without the header of its [`Media`]. When its body is dropped, `flow`
     /// hears that the exchange is over.
     pub(super) fn into_http(mut self, flow: Rc<Flow>) -> http::Response<OutBody> {
-        let sheet = self.sheet_mut();
+        let mut sheet = self.sheet.take().expect(WRITTEN);
+        // Without a body first, so that nothing that is there already is moved or dropped.
+        let mut response = http::Response::new(OutBody { response: None, flow });
+        *response.status_mut() = sheet.status;
+        *response.version_mut() = sheet.version;
+        if sheet.headers.capacity() > 0 {
+            std::mem::swap(response.headers_mut(), &mut sheet.headers);
+        }
         // hyper takes the map for the next request: it should have room.
-        spare_headers::take(&mut sheet.headers);
-        let (status, version) = (sheet.status, sheet.version);
-        let headers = std::mem::take(&mut sheet.headers);
-        let extensions = std::mem::take(&mut sheet.extensions);
-        let mut response = http::Response::new(OutBody { response: Some(self), flow });
-        *response.status_mut() = status;
-        *response.version_mut() = version;
-        *response.headers_mut() = headers;
-        *response.extensions_mut() = extensions;
+        spare_headers::take(response.headers_mut());
+        if !sheet.extensions.is_empty() {
+            std::mem::swap(response.extensions_mut(), &mut sheet.extensions);
+        }
+        response.body_mut().response = Some(Response { sheet: Some(sheet) });
         response
     }
 }

@@ -6,7 +6,7 @@
 //! connection with nothing half-done owns no buffer.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -113,6 +113,7 @@ impl Input {
     }
 
     /// Reads once behind the bytes at hand. Attached inputs only.
+    #[inline]
     fn fill<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<Received> {
         if self.end == self.buffer.len() {
             if self.start == 0 {
@@ -207,7 +208,7 @@ impl Output {
     pub fn flush<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<usize> {
         let mut written = 0;
         while !self.is_empty() {
-            let Some(count) = socket.send(&[IoSlice::new(&self.buffer[self.start..])])? else {
+            let Some(count) = socket.send(&self.buffer[self.start..])? else {
                 break;
             };
             self.consume(count);
@@ -305,6 +306,11 @@ impl<T: Transport> Wire<T> {
     /// How much of hyper's output the kernel has accepted.
     pub fn flushed(&self) -> u64 {
         self.flushed
+    }
+
+    /// Whether nothing of a next request has come, as far as is known.
+    pub fn is_quiet(&self) -> bool {
+        self.input.is_empty() && !self.socket.is_readable()
     }
 
     /// Finds the next head and decides to hand it to hyper.
@@ -443,9 +449,9 @@ impl<T: Transport> Wire<T> {
     fn send(&mut self, buf: &[u8]) -> Poll<io::Result<usize>> {
         let held = self.output.bytes().len();
         let sent = if held == 0 {
-            self.socket.send(&[IoSlice::new(buf)])?
+            self.socket.send(buf)?
         } else {
-            self.socket.send(&[IoSlice::new(self.output.bytes()), IoSlice::new(buf)])?
+            self.socket.send_both([self.output.bytes(), buf])?
         };
         let sent = sent.unwrap_or(0);
         self.flushed += sent as u64;

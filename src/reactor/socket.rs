@@ -240,6 +240,7 @@ impl<T: Transport> Socket<T> {
     ///
     /// # Errors
     /// Those of `recv(2)` other than `EAGAIN` and `EINTR`; the socket is broken then.
+    #[inline]
     pub fn receive(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         debug_assert!(!buf.is_empty(), "an empty read would look like the end of stream");
         if !self.is_readable() {
@@ -274,18 +275,33 @@ impl<T: Transport> Socket<T> {
     ///
     /// # Errors
     /// Those of `send(2)` other than `EAGAIN` and `EINTR`; the socket is broken then.
-    pub fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+    #[inline]
+    pub fn send(&mut self, buf: &[u8]) -> io::Result<Option<usize>> {
+        self.send_by(buf.len(), |transport| transport.write(buf))
+    }
+
+    /// As [`send`](Socket::send), of two pieces.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn send_both(&mut self, bufs: [&[u8]; 2]) -> io::Result<Option<usize>> {
+        let slices = bufs.map(IoSlice::new);
+        let size = bufs[0].len() + bufs[1].len();
+        self.send_by(size, |transport| transport.write_vectored(&slices))
+    }
+
+    #[inline]
+    fn send_by(
+        &mut self,
+        offered: usize,
+        write: impl Fn(&mut T) -> io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
         if !self.readiness.has(Readiness::WRITABLE) {
             return Ok(None);
         }
         loop {
-            let sent = match bufs {
-                [single] => self.transport.write(single),
-                several => self.transport.write_vectored(several),
-            };
-            match sent {
+            match write(&mut self.transport) {
                 Ok(n) => {
-                    let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
                     if n < offered {
                         self.readiness = self.readiness.without(Readiness::WRITABLE);
                     }
@@ -459,7 +475,7 @@ mod tests {
     fn a_full_send_buffer_is_not_written_to_until_it_is_announced() {
         let writes = VecDeque::from([Ok(4), would_block(), Ok(6)]);
         let mut socket = Socket::new(Scripted { writes, ..Scripted::default() });
-        let piece = [IoSlice::new(&[0; 6])];
+        let piece = [0; 6];
         assert_eq!(socket.send(&piece).expect("4 of 6"), Some(4));
         assert_eq!(socket.send(&piece).expect("no call"), None);
         socket.announce(Readiness::WRITABLE);

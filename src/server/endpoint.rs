@@ -3,7 +3,6 @@
 //! The worker's share of the server. It owns the slots and the deadlines; what a connection does in
 //! a run is the connection's business, when it runs is the endpoint's.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +39,9 @@ pub struct Endpoint<L: Acceptor = Listener> {
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
     /// Slots to run, each at most once (see [`Slot::queued`]).
-    runnable: VecDeque<Token>,
+    runnable: Vec<Token>,
+    /// Those of the turn before; empty between turns, kept for its capacity.
+    ran: Vec<Token>,
     /// The deadline that was last turned into a tick: most of a turn's are the same.
     last_deadline: (Instant, Tick),
     /// Slots whose wheel entry is due; empty between calls, kept for its capacity.
@@ -114,7 +115,8 @@ impl<L: Acceptor> Endpoint<L> {
             is_dealt_to: false,
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
-            runnable: VecDeque::new(),
+            runnable: Vec::new(),
+            ran: Vec::new(),
             last_deadline: (site.epoch, Tick(0)),
             due: Vec::new(),
             loan: Loan::new(site.limits.head_bytes_max),
@@ -192,10 +194,12 @@ impl<L: Acceptor> Endpoint<L> {
     pub fn work(&mut self, now: Instant) {
         self.site.now.set(now);
         self.accept(now);
-        for _ in 0..self.runnable.len() {
-            let Some(token) = self.runnable.pop_front() else { break };
+        // What a run makes runnable again is left for the next turn.
+        let mut turn = std::mem::replace(&mut self.runnable, std::mem::take(&mut self.ran));
+        for token in turn.drain(..) {
             self.run(token);
         }
+        self.ran = turn;
     }
 
     /// Closes the turn.
@@ -422,10 +426,10 @@ fn consolidate_heap() {
 /// Above glibc's `FASTBIN_CONSOLIDATION_THRESHOLD` (64 KiB), below its mapping threshold (128 KiB).
 const CONSOLIDATING_BYTES: usize = 96 * 1024;
 
-fn enqueue<S: Transport>(runnable: &mut VecDeque<Token>, slot: &mut Slot<S>, token: Token) {
+fn enqueue<S: Transport>(runnable: &mut Vec<Token>, slot: &mut Slot<S>, token: Token) {
     if !slot.queued {
         slot.queued = true;
-        runnable.push_back(token);
+        runnable.push(token);
     }
 }
 
