@@ -186,8 +186,11 @@ impl Exchanges {
 
     /// The oldest finished one, if it is marked at `position` or before.
     pub fn settled(&mut self, position: u64) -> Option<&mut Exchange> {
-        let first = self.finished_mut().first_mut()?;
-        first.mark.is_some_and(|mark| mark <= position).then_some(first)
+        if self.first + usize::from(self.at_hand) >= self.end {
+            return None;
+        }
+        let first = self.slots.get_mut(self.first)?;
+        if first.mark.is_some_and(|mark| mark <= position) { Some(first) } else { None }
     }
 
     /// The oldest is over: a finished one that is marked.

@@ -168,7 +168,9 @@ impl<T: Transport> Hot<T> {
             return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
         }
         self.flow.client_finished.set(is_finished);
-        self.flow.notify();
+        if is_finished {
+            self.flow.notify();
+        }
         if let Some(ran) = self.overdue(now) {
             return ran;
         }

@@ -91,7 +91,10 @@ impl Input {
     /// Takes the worker's buffer, with the bytes at hand at its front.
     pub fn attach(&mut self, loan: &mut Loan) {
         let held = self.end - self.start;
-        loan.input[..held].copy_from_slice(&self.buffer[self.start..self.end]);
+        if held > 0 {
+            loan.input[..held].copy_from_slice(&self.buffer[self.start..self.end]);
+            self.buffer = Vec::new();
+        }
         std::mem::swap(&mut self.buffer, &mut loan.input);
         (self.start, self.end) = (0, held);
     }
@@ -99,8 +102,9 @@ impl Input {
     /// Gives the worker's buffer back and keeps a copy of the bytes at hand.
     pub fn detach(&mut self, loan: &mut Loan) {
         std::mem::swap(&mut self.buffer, &mut loan.input);
-        let rest = &loan.input[self.start..self.end];
-        self.buffer = if rest.is_empty() { Vec::new() } else { rest.to_vec() };
+        if !self.is_empty() {
+            self.buffer = loan.input[self.start..self.end].to_vec();
+        }
         (self.start, self.end) = (0, self.buffer.len());
     }
 
@@ -205,6 +209,7 @@ impl Output {
     ///
     /// # Errors
     /// Those of the socket.
+    #[inline]
     pub fn flush<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<usize> {
         let mut written = 0;
         while !self.is_empty() {
@@ -272,7 +277,8 @@ impl<T: Transport> Wire<T> {
     pub fn attach_output(&mut self, loan: &mut Loan) {
         self.lent = self.output.is_empty();
         if self.lent {
-            self.output = Output { buffer: std::mem::take(&mut loan.output), start: 0 };
+            std::mem::swap(&mut self.output.buffer, &mut loan.output);
+            self.output.start = 0;
         }
         self.budget = TURN_BYTES_MAX;
         self.yielded = false;
@@ -283,10 +289,13 @@ impl<T: Transport> Wire<T> {
     pub fn detach(&mut self, loan: &mut Loan) {
         self.input.detach(loan);
         if self.lent {
-            // What could not be written stays, in a buffer of its own.
-            let rest = Output { buffer: self.output.bytes().to_vec(), start: 0 };
-            loan.output = std::mem::replace(&mut self.output, rest).buffer;
+            std::mem::swap(&mut self.output.buffer, &mut loan.output);
+            if loan.output.len() > self.output.start {
+                // What could not be written stays, in a buffer of its own.
+                self.output.buffer = loan.output[self.output.start..].to_vec();
+            }
             loan.output.clear();
+            self.output.start = 0;
             self.lent = false;
         } else if self.output.is_empty() {
             self.output = Output::default();

@@ -449,12 +449,11 @@ impl Host for Control {
 
     fn ready(&mut self, key: Key, readiness: Readiness) {
         // The signal pipe is looked at in every turn.
-        for endpoint in [&mut self.admin, &mut self.public].into_iter().flatten() {
-            if endpoint.owns(key) {
-                endpoint.ready(key, readiness);
-            }
-        }
-        if let Some(dealer) = &mut self.dealer {
+        if let Some(endpoint) = self.public.as_mut().filter(|public| public.owns(key)) {
+            endpoint.ready(key, readiness);
+        } else if let Some(endpoint) = self.admin.as_mut().filter(|admin| admin.owns(key)) {
+            endpoint.ready(key, readiness);
+        } else if let Some(dealer) = &mut self.dealer {
             dealer.ready(key);
         }
     }
