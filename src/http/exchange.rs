@@ -177,8 +177,9 @@ impl Exchanges {
     /// The finished ones without a mark end at `position` of the output.
     pub fn mark(&mut self, position: u64) {
         if self.unmarked > 0 {
-            let unmarked = std::mem::take(&mut self.unmarked);
-            for exchange in self.finished_mut().iter_mut().rev().take(unmarked) {
+            let end = self.end - usize::from(self.at_hand);
+            let unmarked = end - std::mem::take(&mut self.unmarked)..end;
+            for exchange in &mut self.slots[unmarked] {
                 exchange.mark = Some(position);
             }
         }

@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 
 use super::exchange::{Exchange, Exchanges};
 use super::hold;
-use super::limits::BODY_RATE_AFTER;
+use super::limits::{BODY_RATE_AFTER, DIRECT_BYTES_MIN};
 use super::message::{Media, RequestSlot, Route};
 use super::site::{AccessLog, HalfClose, Site};
 use super::verdict::Verdict;
@@ -65,6 +65,8 @@ pub struct Flow {
     pub(super) persists: Cell<bool>,
     /// Whether the head of the request at hand has a field with an id.
     pub(super) brings_id: Cell<bool>,
+    /// Whether a piece of a response was so large that hyper had better not copied it.
+    pub(super) sends_large: Cell<bool>,
     /// What the head that hyper writes next is to say besides.
     pub(super) splice: Cell<Splice>,
 }
@@ -164,6 +166,7 @@ impl Flow {
             client_finished: Cell::new(false),
             persists: Cell::new(false),
             brings_id: Cell::new(false),
+            sends_large: Cell::new(false),
             splice: Cell::default(),
         })
     }
@@ -243,6 +246,9 @@ impl Flow {
 
     /// Bytes of the response's body were handed out.
     pub(super) fn sent(&self, bytes: usize) {
+        if bytes >= DIRECT_BYTES_MIN {
+            self.sends_large.set(true);
+        }
         if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.bytes += bytes as u64;
         }

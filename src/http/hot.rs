@@ -20,7 +20,7 @@ use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use super::watch::RequestInfo;
-use super::wire::{Input, Io, Next, Output, Wire};
+use super::wire::{Input, Io, Next, Output, Pieces, Wire};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::task;
@@ -35,6 +35,8 @@ pub(super) struct Hot<T: Transport + 'static> {
     waker: Waker,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
+    /// What hyper's [`Io`] was made with.
+    pieces: Pieces,
     /// When the last request was done, or the connection became hot.
     idle_since: Instant,
     /// When the first byte of an incomplete head was seen; `None` when there is none.
@@ -71,7 +73,7 @@ impl<T: Transport> Hot<T> {
         let site = means.site;
         let flow = Flow::new(Rc::clone(site), means.peer);
         let wire = Rc::new(RefCell::new(Wire::new(socket, input, site.limits.head())));
-        let io = Io { wire: Rc::clone(&wire), flow: Rc::clone(&flow) };
+        let io = Io { wire: Rc::clone(&wire), flow: Rc::clone(&flow), pieces: Pieces::Copied };
         let now = site.now.get();
         Hot {
             conn: site.builder.serve_connection(io, Gate::new(Rc::clone(&flow))),
@@ -79,6 +81,7 @@ impl<T: Transport> Hot<T> {
             flow,
             waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
             attached: true,
+            pieces: Pieces::Copied,
             idle_since: now,
             head_since: None,
             progress: now,
@@ -180,7 +183,7 @@ impl<T: Transport> Hot<T> {
                 return ran;
             }
             match self.look_ahead(now) {
-                Ahead::Head => {}
+                Ahead::Head => self.suit_responses(site),
                 Ahead::Is(ran) => return ran,
             }
         }
@@ -211,6 +214,17 @@ impl<T: Transport> Hot<T> {
                 log_panic(&self.flow, &*panic);
                 self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
             }
+        }
+    }
+
+    /// Has hyper write as suits the responses so far. With a head at hand that it has not seen, it
+    /// holds nothing of a request or a response: it may be made anew.
+    fn suit_responses(&mut self, site: &Site) {
+        if self.flow.sends_large.get() && self.pieces == Pieces::Copied {
+            self.pieces = Pieces::Queued;
+            let (wire, flow) = (Rc::clone(&self.wire), Rc::clone(&self.flow));
+            let gate = Gate::new(Rc::clone(&flow));
+            self.conn = site.builder.serve_connection(Io { wire, flow, pieces: self.pieces }, gate);
         }
     }
 

@@ -504,6 +504,17 @@ impl<T: Transport> Wire<T> {
 pub(super) struct Io<T> {
     pub(super) wire: Rc<RefCell<Wire<T>>>,
     pub(super) flow: Rc<Flow>,
+    pub(super) pieces: Pieces,
+}
+
+/// What hyper does with the pieces of a response. Its queue of them costs a small response 500
+/// instructions (it fills 64 slices for each write), its one buffer costs a large one a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pieces {
+    /// It copies them into one buffer.
+    Copied,
+    /// It hands them over as they are.
+    Queued,
 }
 
 impl<T: Transport> Read for Io<T> {
@@ -535,10 +546,10 @@ impl<T: Transport> Write for Io<T> {
         written
     }
 
-    /// Not vectored: hyper's queue costs a small response 500 instructions (it fills 64 slices for
-    /// each write). What it copies instead is small pieces; see [`Body`](super::body::Body).
+    /// hyper asks once, when it is made. A vectored write goes through
+    /// [`poll_write`](Self::poll_write) piece by piece: that collects small ones.
     fn is_write_vectored(&self) -> bool {
-        false
+        self.pieces == Pieces::Queued
     }
 
     /// hyper flushes when its own buffer is empty: everything finished is in our hands.

@@ -46,6 +46,23 @@ fn large_responses_of_pipelined_requests_do_not_mix() {
 }
 
 #[test]
+fn a_connection_that_sent_a_large_response_goes_on_with_any() {
+    let served = Served::start(app(&Gate::default()));
+    let mut client = served.client();
+    for size in [3, 300_000, 4, 0, 16_384, 5, 1_000_000] {
+        let answer = client.get(&format!("/bytes/{size}"));
+        assert_eq!(answer.body, pattern(size));
+        client.send(upload("/echo", "and a body"));
+        client.read_response().expect(200, "and a body");
+    }
+    let large = request("/bytes/70000").into_bytes();
+    client.send([large, upload("/echo", "behind"), request("/hello").into_bytes()].concat());
+    assert_eq!(client.read_response().body, pattern(70_000));
+    client.read_response().expect(200, "behind");
+    client.read_response().expect(200, "hello");
+}
+
+#[test]
 fn uploads_of_one_segment_keep_their_bodies_apart() {
     let served = Served::start(app(&Gate::default()));
     let mut client = served.client();
