@@ -42,7 +42,7 @@
 //! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
 //! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,
 //! `http/wire`), parses the head and calls our service (`http/service`), which refuses what is no
-//! request, counts the rest (`http/tracking`) and calls the application with its panics caught.
+//! request, counts the rest (`http/flow`) and calls the application with its panics caught.
 //! Bytes that hyper writes are collected and sent once its poll has returned; when the kernel has
 //! the last of them the request is *answered* (`http/flow`). After a moment of idleness hyper is
 //! dropped and the connection *hibernates*. It ends in a lingering close (`http/linger`), or in its

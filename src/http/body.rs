@@ -203,6 +203,61 @@ impl HttpBody for Body {
 /// size of the largest for as long as the connection is hot.
 const PIECE_BYTES_MAX: usize = OUT_BYTES_MAX;
 
+/// The body of a response in hyper's hands: the response itself, whose head is gone ahead.
+pub(super) struct OutBody {
+    /// `None` when the body has failed: that exchange is not over, it is lost.
+    response: Option<Response>,
+    flow: Rc<Flow>,
+}
+
+impl OutBody {
+    /// Without the response, which [comes](OutBody::carry) when its head has been taken.
+    pub(super) fn new(flow: Rc<Flow>) -> OutBody {
+        OutBody { response: None, flow }
+    }
+
+    pub(super) fn carry(&mut self, response: Response) {
+        self.response = Some(response);
+    }
+}
+
+impl HttpBody for OutBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut OutBody>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(response) = &mut self.response else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(response.body_mut()).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => self.flow.sent(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(_)) => self.response = None,
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.response.as_ref().is_none_or(|response| response.body().is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.response.as_ref().map_or_else(SizeHint::default, |it| it.body().size_hint())
+    }
+}
+
+/// hyper drops a body at its end, also one that reports its end without being polled, and one that
+/// is not to be sent (RFC 9110, 6.4.1: after HEAD, and with 204 and 304).
+impl Drop for OutBody {
+    fn drop(&mut self) {
+        if self.response.is_some() {
+            self.flow.over();
+        }
+    }
+}
+
 /// Brings a foreign body's error to ours.
 struct Boxed<B>(Pin<Box<B>>);
 

@@ -227,13 +227,9 @@ impl Flow {
         }
     }
 
-    /// The response's head is decided. `is_whole`: so is its body. Returns the id that it should
-    /// carry, if there is one by now.
-    pub(super) fn responded(&self, status: StatusCode, is_whole: bool) -> Option<Rc<str>> {
-        if !is_whole {
-            // Its stream may block the worker: it has to be known by then.
-            self.waits(self.waits_for());
-        }
+    /// The response's head is decided. Returns the id that it should carry, if there is one by
+    /// now.
+    pub(super) fn responded(&self, status: StatusCode) -> Option<Rc<str>> {
         self.stage.set(Stage::Streaming);
         let mut exchanges = self.exchanges.borrow_mut();
         let exchange = exchanges.at_hand_mut()?;

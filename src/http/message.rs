@@ -2,21 +2,19 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::body::{Body, BoxError, RequestBody};
+use super::body::{Body, OutBody, RequestBody};
 use super::flow::Flow;
 use super::limits::RETRY_AFTER;
+use super::spare;
 use crate::reactor::blocking::BlockingError;
 use crate::reactor::cancel::CancellationToken;
 
@@ -240,7 +238,7 @@ impl Drop for Request {
         // Not there when it was taken apart.
         let Some(mut slot) = self.slot.take() else { return };
         if let Some(head) = &mut slot.head {
-            spare_headers::keep(&mut head.headers);
+            spare::keep_headers(&mut head.headers);
         }
         slot.head = None;
         if let Some(rest) = &slot.rest {
@@ -253,43 +251,6 @@ impl Drop for Request {
 
 const WRITTEN: &str = "a response has its sheet until it is dropped";
 const WHOLE: &str = "a request that its handler has is whole";
-
-/// The header map of a request that is over, for the next response that is made on the thread.
-mod spare_headers {
-    use std::cell::RefCell;
-
-    use http::HeaderMap;
-
-    thread_local! {
-        /// Empty, and no larger than [`FIELDS_MAX`].
-        static SPARE: RefCell<HeaderMap> = RefCell::default();
-    }
-
-    /// A map that grew larger (112 bytes a field) is not kept.
-    const FIELDS_MAX: usize = 32;
-
-    /// Keeps `headers`.
-    pub fn keep(headers: &mut HeaderMap) {
-        if (1..=FIELDS_MAX).contains(&headers.capacity()) {
-            headers.clear();
-            exchange(headers);
-        }
-    }
-
-    /// Puts the spare map in the place of `headers`, which has no room.
-    pub fn take(headers: &mut HeaderMap) {
-        if headers.capacity() == 0 {
-            exchange(headers);
-        }
-    }
-
-    fn exchange(headers: &mut HeaderMap) {
-        // At the thread's end there is no place for it any more.
-        SPARE
-            .try_with(|spare| std::mem::swap(&mut *spare.borrow_mut(), headers))
-            .unwrap_or_default();
-    }
-}
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -313,13 +274,13 @@ pub struct Response {
 
 /// What a response says. Kept for the next one when it is over.
 #[derive(Debug, Default)]
-struct Sheet {
-    status: StatusCode,
-    version: Version,
-    headers: HeaderMap,
-    extensions: Extensions,
-    media: Media,
-    body: Body,
+pub(super) struct Sheet {
+    pub status: StatusCode,
+    pub version: Version,
+    pub headers: HeaderMap,
+    pub extensions: Extensions,
+    pub media: Media,
+    pub body: Body,
 }
 
 /// The `Content-Type` of a response that has none in its header map. The two most frequent ones go
@@ -357,48 +318,15 @@ impl Media {
 /// 200 without a body.
 impl Default for Response {
     fn default() -> Response {
-        Response { sheet: Some(spare_sheet::take()) }
+        Response { sheet: Some(spare::take_sheet()) }
     }
 }
 
 impl Drop for Response {
     fn drop(&mut self) {
         if let Some(sheet) = self.sheet.take() {
-            spare_sheet::keep(sheet);
+            spare::keep_sheet(sheet);
         }
-    }
-}
-
-/// The sheet of a response that is over, for the next one on the thread: neither the box nor the
-/// moves of what is in it are paid for by a small request.
-mod spare_sheet {
-    use std::cell::Cell;
-
-    use super::{Media, Sheet, StatusCode, Version};
-
-    thread_local! {
-        /// As good as new.
-        static SPARE: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
-    }
-
-    pub fn take() -> Box<Sheet> {
-        SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default()
-    }
-
-    pub fn keep(mut sheet: Box<Sheet>) {
-        // Its own header map is gone to hyper, or may be large.
-        if sheet.headers.capacity() > 0 {
-            sheet.headers = super::HeaderMap::new();
-        }
-        sheet.status = StatusCode::OK;
-        sheet.version = Version::HTTP_11;
-        if !sheet.extensions.is_empty() {
-            sheet.extensions.clear();
-        }
-        sheet.media = Media::Mapped;
-        sheet.body.clear();
-        // At the thread's end there is no place for it any more.
-        SPARE.try_with(|spare| spare.set(Some(sheet))).unwrap_or_default();
     }
 }
 
@@ -475,7 +403,7 @@ impl Response {
     /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
         let sheet = self.sheet_mut();
-        spare_headers::take(&mut sheet.headers);
+        spare::take_headers(&mut sheet.headers);
         if let Some(value) = std::mem::take(&mut sheet.media).value() {
             sheet.headers.insert(CONTENT_TYPE, value);
         }
@@ -491,9 +419,12 @@ impl Response {
         self.sheet().media
     }
 
-    /// Whether all of its body is there.
-    pub(super) fn is_whole(&self) -> bool {
-        self.sheet().body.is_whole()
+    pub(super) fn body(&self) -> &Body {
+        &self.sheet().body
+    }
+
+    pub(super) fn body_mut(&mut self) -> &mut Body {
+        &mut self.sheet_mut().body
     }
 
     /// As hyper wants it, without the header of its [`Media`]. When its body is dropped, `flow`
@@ -501,18 +432,18 @@ impl Response {
     pub(super) fn into_http(mut self, flow: Rc<Flow>) -> http::Response<OutBody> {
         let mut sheet = self.sheet.take().expect(WRITTEN);
         // Without a body first, so that nothing that is there already is moved or dropped.
-        let mut response = http::Response::new(OutBody { response: None, flow });
+        let mut response = http::Response::new(OutBody::new(flow));
         *response.status_mut() = sheet.status;
         *response.version_mut() = sheet.version;
         if sheet.headers.capacity() > 0 {
             std::mem::swap(response.headers_mut(), &mut sheet.headers);
         }
         // hyper takes the map for the next request: it should have room.
-        spare_headers::take(response.headers_mut());
+        spare::take_headers(response.headers_mut());
         if !sheet.extensions.is_empty() {
             std::mem::swap(response.extensions_mut(), &mut sheet.extensions);
         }
-        response.body_mut().response = Some(Response { sheet: Some(sheet) });
+        response.body_mut().carry(Response { sheet: Some(sheet) });
         response
     }
 }
@@ -539,50 +470,6 @@ impl From<http::Response<Body>> for Response {
         sheet.headers = head.headers;
         sheet.extensions = head.extensions;
         response
-    }
-}
-
-/// The body of a response in hyper's hands: the response itself, whose head is gone ahead.
-pub(super) struct OutBody {
-    /// `None` when the body has failed: that exchange is not over, it is lost.
-    response: Option<Response>,
-    flow: Rc<Flow>,
-}
-
-impl HttpBody for OutBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut OutBody>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(response) = &mut self.response else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut response.sheet_mut().body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => self.flow.sent(frame.data_ref().map_or(0, Bytes::len)),
-            Some(Err(_)) => self.response = None,
-            None => {}
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.response.as_ref().is_none_or(|response| response.sheet().body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.response.as_ref().map_or_else(SizeHint::default, |it| it.sheet().body.size_hint())
-    }
-}
-
-/// hyper drops a body at its end, also one that reports its end without being polled, and one that
-/// is not to be sent (RFC 9110, 6.4.1: after HEAD, and with 204 and 304).
-impl Drop for OutBody {
-    fn drop(&mut self) {
-        if self.response.is_some() {
-            self.flow.over();
-        }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod message;
 pub mod reject;
 pub mod service;
 pub mod site;
+mod spare;
 pub mod tracking;
 mod verdict;
 pub mod watch;

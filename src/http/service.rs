@@ -23,8 +23,9 @@ use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
+use super::body::OutBody;
 use super::flow::{BodyOwner, Flow, Frame, Splice};
-use super::message::{IntoResponse, OutBody, Request, Response};
+use super::message::{IntoResponse, Request, Response};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use crate::ledger::RejectedCode;
@@ -335,40 +336,8 @@ impl CallFuture {
         }
     }
 
-    /// The response as hyper gets it, with what the server itself has to say in it.
-    fn finish(&self, mut response: Response) -> http::Response<OutBody> {
-        let flow = &*self.flow;
-        let mode = flow.site().mode.get();
-        let wants_close = mode.announces() || flow.verdict().is_some() || flow.has_panicked.get();
-        // Requests that may be in hand are answered first, whatever the reason for the close.
-        if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
-            announce_close(response.other_headers_mut());
-            flow.close_announced.set(true);
-        }
-        // A handler may have a say of its own in how the connection goes on.
-        let advertises = flow.persists.get()
-            && mode == Mode::Serving
-            && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
-        let is_whole = response.is_whole();
-        if let Some(id) = flow.responded(response.status(), is_whole)
-            && let Ok(id) = HeaderValue::from_str(&id)
-        {
-            response.other_headers_mut().insert(X_REQUEST_ID, id);
-        }
-        flow.splice.set(Splice { advertises, media: response.media() });
-        response.into_http(Rc::clone(&self.flow))
-    }
-}
-
-impl Future for CallFuture {
-    type Output = Result<http::Response<OutBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.stage, Stage::Rejected) {
-            let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
-            announce_close(response.other_headers_mut());
-            return Poll::Ready(Ok(response.into_http(Rc::clone(&self.flow))));
-        }
+    /// The answer to a request, once its handler or a verdict has given it.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
         let handled = match self.flow.verdict() {
             None => self.poll_handler(cx),
             Some(_) => Poll::Pending,
@@ -384,9 +353,52 @@ impl Future for CallFuture {
             None => ready!(handled),
         }
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Answered(response) => Poll::Ready(Ok(self.finish(response))),
+            Stage::Answered(response) => Poll::Ready(response),
             _ => unreachable!("it was answered just now"),
         }
+    }
+
+    /// Adds what the server itself has to say in a response.
+    fn complete(&self, response: &mut Response) {
+        let flow = &*self.flow;
+        let mode = flow.site().mode.get();
+        let wants_close = mode.announces() || flow.verdict().is_some() || flow.has_panicked.get();
+        // Requests that may be in hand are answered first, whatever the reason for the close.
+        if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
+            announce_close(response.other_headers_mut());
+            flow.close_announced.set(true);
+        }
+        // A handler may have a say of its own in how the connection goes on.
+        let advertises = flow.persists.get()
+            && mode == Mode::Serving
+            && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
+        if !response.body().is_whole() {
+            // Its stream may block the worker: it has to be known by then.
+            flow.waits(flow.waits_for());
+        }
+        if let Some(id) = flow.responded(response.status())
+            && let Ok(id) = HeaderValue::from_str(&id)
+        {
+            response.other_headers_mut().insert(X_REQUEST_ID, id);
+        }
+        flow.splice.set(Splice { advertises, media: response.media() });
+    }
+}
+
+impl Future for CallFuture {
+    type Output = Result<http::Response<OutBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = if matches!(self.stage, Stage::Rejected) {
+            let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
+            announce_close(response.other_headers_mut());
+            response
+        } else {
+            let mut response = ready!(self.poll_answer(cx));
+            self.complete(&mut response);
+            response
+        };
+        Poll::Ready(Ok(response.into_http(Rc::clone(&self.flow))))
     }
 }
 

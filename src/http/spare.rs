@@ -1,0 +1,61 @@
+//! What requests that are over leave to the next ones on the thread, so that a small one costs no
+//! allocation: a header map and the sheet of a response.
+
+use std::cell::{Cell, RefCell};
+
+use http::{HeaderMap, StatusCode, Version};
+
+use super::message::{Media, Sheet};
+
+thread_local! {
+    /// Empty, and no larger than [`FIELDS_MAX`].
+    static HEADERS: RefCell<HeaderMap> = RefCell::default();
+    /// As good as new.
+    static SHEET: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
+}
+
+/// A map that grew larger (112 bytes a field) is not kept.
+const FIELDS_MAX: usize = 32;
+
+/// Keeps the header map of a request for the next response that is made: hyper takes the
+/// response's map for the request after it.
+pub fn keep_headers(headers: &mut HeaderMap) {
+    if (1..=FIELDS_MAX).contains(&headers.capacity()) {
+        headers.clear();
+        exchange(headers);
+    }
+}
+
+/// Puts the spare map in the place of `headers`, if that has no room.
+pub fn take_headers(headers: &mut HeaderMap) {
+    if headers.capacity() == 0 {
+        exchange(headers);
+    }
+}
+
+fn exchange(headers: &mut HeaderMap) {
+    // At the thread's end there is no place for it any more.
+    HEADERS.try_with(|spare| std::mem::swap(&mut *spare.borrow_mut(), headers)).unwrap_or_default();
+}
+
+/// A sheet that says nothing yet.
+pub fn take_sheet() -> Box<Sheet> {
+    SHEET.try_with(Cell::take).ok().flatten().unwrap_or_default()
+}
+
+/// Keeps a sheet, without what it says.
+pub fn keep_sheet(mut sheet: Box<Sheet>) {
+    // Its own header map is gone to hyper, or may be large.
+    if sheet.headers.capacity() > 0 {
+        sheet.headers = HeaderMap::new();
+    }
+    sheet.status = StatusCode::OK;
+    sheet.version = Version::HTTP_11;
+    if !sheet.extensions.is_empty() {
+        sheet.extensions.clear();
+    }
+    sheet.media = Media::Mapped;
+    sheet.body.clear();
+    // At the thread's end there is no place for it any more.
+    SHEET.try_with(|spare| spare.set(Some(sheet))).unwrap_or_default();
+}
