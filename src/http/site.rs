@@ -35,6 +35,8 @@ pub struct Site {
     pub answered: RefCell<Vec<AnsweredRequest>>,
     /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// How many connections hyper works on.
+    pub hot: Cell<usize>,
     /// The host that a request named last, which is well-formed (or empty: nothing yet).
     pub last_host: RefCell<Vec<u8>>,
     /// Where ids of requests come from that brought none.

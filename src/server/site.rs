@@ -36,6 +36,7 @@ impl SiteSetup {
             metrics: RefCell::new(self.metrics.worker()),
             answered: RefCell::default(),
             access_log: self.access_log,
+            hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(self.id_prefix),
             epoch: now,
