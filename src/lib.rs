@@ -32,6 +32,7 @@
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
+//! | `health_check` | the other end: what `ebbtide health-check` asks a server |
 //! | `said` | what errors and panics say, as text |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
@@ -79,6 +80,7 @@ mod app;
 mod cleanup;
 mod config;
 mod drain;
+mod health_check;
 mod http;
 mod ledger;
 pub mod logging;
@@ -135,6 +137,9 @@ pub mod internal {
     }
     pub mod reactor {
         pub use crate::reactor::{mailbox, slots, socket, timer, turn};
+    }
+    pub mod health_check {
+        pub use crate::health_check::*;
     }
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};

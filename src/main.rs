@@ -11,7 +11,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use ebbtide::internal::app::{lab::Lab, sample};
-use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
+use ebbtide::internal::config::{
+    self, ClientHalfClose, Command, Config, Detail, EXIT_USAGE, HealthCheck, LoadError, LogFormat,
+};
+use ebbtide::internal::health_check::{self, Answer, Target};
 use ebbtide::internal::report;
 use ebbtide::internal::report::draw::{Style, draw};
 use ebbtide::internal::report::read::Written;
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Report(file) => draw_report(&file),
+        Command::HealthCheck(check) => check_health(&check, &invocation.config),
     }
 }
 
@@ -91,6 +95,66 @@ fn read_report(file: &Path) -> Result<Written, String> {
         ));
     }
     report::read::read(&bytes).map_err(|why| why.to_string())
+}
+
+fn check_health(check: &HealthCheck, config: &Config) -> ExitCode {
+    let target = match target(check, config) {
+        Ok(target) => target,
+        Err(why) => {
+            eprintln!("ebbtide: {why}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let verbose = |answer: &io::Result<Answer>| {
+        if check.detail == Detail::Verbose {
+            println!("{}", outcome(answer));
+        }
+    };
+    if let Some(patience) = check.wait_shutdown {
+        let mut last = String::new();
+        let gone = health_check::wait_until_gone(&target, patience, |answer| {
+            // Only what is new.
+            if std::mem::replace(&mut last, outcome(answer)) != last {
+                verbose(answer);
+            }
+        });
+        let target = logging::visible(&target.to_string()).into_owned();
+        return if let Some(took) = gone {
+            println!("{target}: gone after {:.1} s", took.as_secs_f64());
+            ExitCode::SUCCESS
+        } else {
+            eprintln!("ebbtide: {target}: still there after {} s", patience.as_secs_f64());
+            ExitCode::from(EXIT_UNHEALTHY)
+        };
+    }
+    let answer = health_check::ask(&target, check.timeout);
+    if answer.as_ref().is_ok_and(Answer::is_healthy) {
+        verbose(&answer);
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("ebbtide: {}: {}", logging::visible(&target.to_string()), outcome(&answer));
+    ExitCode::from(EXIT_UNHEALTHY)
+}
+
+/// Whom to ask.
+fn target(check: &HealthCheck, config: &Config) -> Result<Target, String> {
+    let target = match &check.url {
+        Some(url) => url.parse().map_err(|why| format!("flag --url = {url:?}: {why}"))?,
+        None => Target::of(config.admin_listen.as_ref(), &config.listen, health_on(config))
+            .ok_or("the configuration names no address to ask for health: give --url")?,
+    };
+    // Numbers that change with each question say nothing of an end.
+    let in_detail = check.detail == Detail::Verbose && check.wait_shutdown.is_none();
+    Ok(if in_detail { target.in_detail() } else { target })
+}
+
+/// What asking led to. The other side may have written anything.
+fn outcome(answer: &io::Result<Answer>) -> String {
+    let text = match answer {
+        Ok(answer) => answer.to_string(),
+        Err(error) => error.to_string(),
+    };
+    logging::visible(text.trim_end()).into_owned()
 }
 
 fn serve(config: &Config) -> ExitCode {
@@ -210,13 +274,20 @@ fn options(config: &Config, logger: &Logger) -> Options {
         },
         report_path: config.shutdown_report_path.clone(),
         access_log: config.access_log,
-        health_on: if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly },
+        health_on: health_on(config),
         log_lines_dropped: Some(logger.dropped()),
     }
 }
 
+fn health_on(config: &Config) -> HealthOn {
+    if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly }
+}
+
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;
+
+/// The exit status when a server is not well, or still there.
+const EXIT_UNHEALTHY: u8 = 1;
 
 /// The exit status when a report cannot be read.
 const EXIT_UNREADABLE: u8 = 1;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ebbtide::internal::config::{
-    Command, Config, EXIT_CONFIG, EXIT_USAGE, Invocation, LoadError, LogFormat, Source, load,
-    markdown_table, print_config, sample_settings,
+    Command, Config, Detail, EXIT_CONFIG, EXIT_USAGE, HealthCheck, Invocation, LoadError,
+    LogFormat, Source, load, markdown_table, print_config, sample_settings,
 };
 use log::LevelFilter;
 
@@ -275,6 +275,34 @@ fn flags_stand_before_or_after_the_command_and_bare_switches_mean_true() {
     assert_eq!(load("--workers 1 serve --workers 2"), (Command::Serve, false, Some(2)));
     assert_eq!(load("--workers 1 --workers auto"), (Command::Serve, false, None));
     assert!(!Site::new("flags").args("--lab-routes false").load().config.lab_routes);
+}
+
+#[test]
+fn a_health_check_needs_no_configuration_when_it_is_told_whom_to_ask() {
+    let check = |args: &str| {
+        let site = Site::new("health").args("health-check").args(args);
+        match site.env("SHUTDOWN_TIMEOUT", "soon").try_load() {
+            Ok(Invocation { command: Command::HealthCheck(check), .. }) => Ok(check),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.exit_status()),
+        }
+    };
+    let url = Some("http://[::1]/".to_owned());
+    let (timeout, detail) = (Duration::from_secs(5), Detail::Brief);
+    let expected = HealthCheck { url, timeout, wait_shutdown: None, detail };
+    assert_eq!(check("--url http://[::1]/"), Ok(expected.clone()));
+    let timeout = Duration::from_millis(250);
+    let verbose = HealthCheck { timeout, detail: Detail::Verbose, ..expected.clone() };
+    assert_eq!(check("--url http://[::1]/ --timeout 250ms --verbose"), Ok(verbose));
+    let wait = |seconds| {
+        Ok(HealthCheck { wait_shutdown: Some(Duration::from_secs(seconds)), ..expected.clone() })
+    };
+    assert_eq!(check("--url http://[::1]/ --wait-shutdown"), wait(30));
+    assert_eq!(check("--wait-shutdown 7 --url http://[::1]/"), wait(7));
+    assert_eq!(check(""), Err(EXIT_CONFIG));
+    for wrong in ["--timeout 0", "--timeout soon", "--wait-shutdown -1", "--url", "now"] {
+        assert_eq!(check(wrong), Err(EXIT_USAGE), "{wrong}");
+    }
 }
 
 #[test]

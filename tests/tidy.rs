@@ -63,6 +63,11 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
         &["server::Address", "server::AddressError"],
         "reads the world into plain values; an address is parsed where it is bound",
     ),
+    (
+        "health_check",
+        &["server::Address", "server::HealthOn"],
+        "a client: all it knows of servers is where they stand",
+    ),
     ("lib", &["*"], "the public face"),
     ("main", &[], "a user of the library: names it as `ebbtide`"),
 ];
@@ -120,7 +125,9 @@ const FENCES: &[Fence] = &[
 
     // The clock: read once per turn, so that all that happens in a turn agrees on the time.
     Fence { name: "Instant::now",
-        only_in: &["src/reactor/turn.rs", "src/logging/", "src/main.rs"], unit_tests: Free,
+        // The health check is a process of its own, without a reactor.
+        only_in: &["src/reactor/turn.rs", "src/logging/", "src/main.rs", "src/health_check.rs"],
+        unit_tests: Free,
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: "turn::clock",
         // An access log's line wants the time its request took, within the turn; who waits for
@@ -147,7 +154,10 @@ const FENCES: &[Fence] = &[
     Fence { name: "process::abort", only_in: &[], unit_tests: Held,
         instead: "return an outcome: the process ends when `main` returns" },
     Fence { name: "thread::Builder",
-        only_in: &["src/server/", "src/reactor/blocking.rs", "src/logging/"], unit_tests: Free,
+        only_in: &[
+            "src/server/", "src/reactor/blocking.rs", "src/logging/", "src/health_check.rs",
+        ],
+        unit_tests: Free,
         instead: "threads are started by the server, the blocking pool and the log" },
     Fence { name: "thread::spawn", only_in: &[], unit_tests: Free,
         instead: "use thread::Builder with a name, and handle the error" },

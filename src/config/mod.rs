@@ -24,6 +24,7 @@ mod value;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use self::layer::{Entry, Layers};
 pub use self::render::{markdown_table, print_config, sample_settings};
@@ -55,6 +56,41 @@ pub enum Command {
     PrintConfig,
     /// Draw the report of a shutdown from this file, `-` for the standard input.
     Report(PathBuf),
+    /// Ask a server how it is.
+    HealthCheck(HealthCheck),
+}
+
+/// What `health-check` is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Whom to ask, as it was given; `None` for the server of this configuration.
+    pub url: Option<String>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Wait so long for the server to be gone instead.
+    pub wait_shutdown: Option<Duration>,
+    /// Say more.
+    pub detail: Detail,
+}
+
+/// How much the health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What is wrong, if something is.
+    Brief,
+    /// Each answer as well.
+    Verbose,
+}
+
+impl Command {
+    /// Whether it works without a configuration, so that a bad one is no reason not to.
+    fn needs_none(&self) -> bool {
+        match self {
+            Self::Report(_) => true,
+            Self::HealthCheck(check) => check.url.is_some(),
+            Self::Serve | Self::CheckConfig | Self::PrintConfig => false,
+        }
+    }
 }
 
 /// Why there is no [`Invocation`]. Displays as the text to print, which ends its last line unless
@@ -109,8 +145,7 @@ pub fn load(
     cwd: &Path,
 ) -> Result<Invocation, LoadError> {
     let line = flags::read(args)?;
-    if matches!(line.command, Command::Report(_)) {
-        // Needs no configuration, so a bad one is no reason not to draw.
+    if line.command.needs_none() {
         let (config, sources) = Config::read(&Layers { flags: line.flags, ..Layers::default() })?;
         return Ok(Invocation { command: line.command, config, sources });
     }

@@ -24,6 +24,7 @@ mod clients;
 mod cost;
 mod drain;
 mod embedded;
+mod health_check;
 mod hooks;
 mod listeners;
 mod logs;
