@@ -21,6 +21,7 @@
 
 mod admin;
 mod clients;
+mod confined;
 mod cost;
 mod drain;
 mod embedded;
