@@ -22,6 +22,7 @@
 mod admin;
 mod clients;
 mod confined;
+mod contract;
 mod cost;
 mod drain;
 mod embedded;

@@ -120,8 +120,14 @@ impl Launch {
 
     /// Starts it and waits until it serves.
     pub fn start(self) -> Server {
+        self.start_with(|| ())
+    }
+
+    /// Starts it, does what there is to do at once, and waits until it serves.
+    pub fn start_with(self, at_once: impl FnOnce()) -> Server {
         let mut child = self.silent().stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
+        at_once();
         Server::new(child, stderr)
     }
 
