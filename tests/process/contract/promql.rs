@@ -1,5 +1,5 @@
-//! Which metrics an expression of Prometheus asks for, and with which labels. Not a parser: promtool is
-//! one. What is no metric is known by what stands around it.
+//! Which metrics an expression of Prometheus asks for, and with which labels. Not a parser: that is
+//! promtool. What is no metric is known by what stands around it.
 
 use std::collections::BTreeSet;
 
