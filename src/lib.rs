@@ -71,7 +71,7 @@
 //! 6. The library installs no signal handler, no logger and no global, reads no environment and
 //!    ends no process; two servers can live in one process. What does is a call of its own for the
 //!    program to make: [`setup_signal_handlers`], [`logging::init`], [`inherited_listeners`],
-//!    [`service_manager`].
+//!    [`service_manager`], [`raise_descriptor_limit`].
 
 // Of the code that serves only: tests may unwrap, and measure from outside. See .clippy.toml.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
@@ -104,6 +104,7 @@ pub use http::{
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
+pub use os::raise_descriptor_limit;
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};

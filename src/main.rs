@@ -21,8 +21,8 @@ use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
 use ebbtide::{
     Address, AtDeadline, HalfClose, HealthOn, InFlight, InheritedListeners, Limits, Options,
-    Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
-    setup_signal_handlers,
+    Policy, Report, Server, StartError, Workers, inherited_listeners, raise_descriptor_limit,
+    service_manager, setup_signal_handlers,
 };
 
 fn main() -> ExitCode {
@@ -175,6 +175,9 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     logging::install_panic_hook();
+    if let Err(error) = raise_descriptor_limit() {
+        log::warn!(event_type = "descriptor_limit"; "the limit of descriptors stays: {error}");
+    }
     let (status, patience) = match start(config, inherited, &logger) {
         // Ended by a signal: at once.
         Ok(report) if report.is_ended_by_signal() => (report.exit_status(), Duration::ZERO),

@@ -193,6 +193,19 @@ fn too_few_descriptors_from_the_start_neither_spin_nor_deafen() {
     server.stop();
 }
 
+/// As containers and systems start processes: with a low soft limit that only has to be raised.
+#[test]
+fn a_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let _turn = beside_others();
+    let launch = Launch::new().env("MAX_CONNECTIONS", 1500);
+    let script = "ulimit -Sn 64; ulimit -Hn 2000; exec \"$0\" \"$@\"";
+    let server = launch.through(&["sh", "-c", script]).start();
+    let limit = server.metric("process_max_fds");
+    assert!((limit - 2000.0).abs() < 1.0, "{limit}");
+    assert_eq!(server.log.wait("server_started")["max_connections"], 1500);
+    server.stop();
+}
+
 #[test]
 fn descriptors_that_run_out_neither_spin_nor_deafen() {
     let _turn = beside_others();
