@@ -40,8 +40,8 @@ pub fn descriptors_max() -> usize {
     if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
 }
 
-/// Raises the soft `RLIMIT_NOFILE` of this process to the hard one: how many descriptors it may have
-/// open, and so how many connections. A soft limit of 1,024 with a far higher hard one is what many
+/// Raises the soft `RLIMIT_NOFILE` of this process to the hard one: how many descriptors it may
+/// have open, and so how many connections. A soft limit of 1,024 with a far higher hard one is what many
 /// systems and containers start processes with, for the sake of `select(2)`, which nothing here
 /// uses. For `main`, before a server is bound; children that are started later inherit it.
 ///
