@@ -41,9 +41,9 @@ pub fn descriptors_max() -> usize {
 }
 
 /// Raises the soft `RLIMIT_NOFILE` of this process to the hard one: how many descriptors it may
-/// have open, and so how many connections. A soft limit of 1,024 with a far higher hard one is what many
-/// systems and containers start processes with, for the sake of `select(2)`, which nothing here
-/// uses. For `main`, before a server is bound; children that are started later inherit it.
+/// have open, and so how many connections. Many systems and containers start processes with a soft
+/// limit of 1,024 and a far higher hard one, for the sake of `select(2)`, which nothing here uses.
+/// For `main`, before a server is bound; children that are started later inherit it.
 ///
 /// # Errors
 /// When the kernel, or a filter of system calls, refuses; the limit then stays as it is.
