@@ -3,7 +3,8 @@
 //! It starts a server, asks it all the time in the ways in which clients ask ([`kind`]), replaces
 //! it ([`restarts`]) or stops it ([`drain`]), and notes of every request how it ended
 //! ([`outcome`]). What was lost is what has no answer though it was sent. Then it holds its own
-//! account against the one that the server gives of itself ([`books`]).
+//! account against the one that the server gives of itself ([`books`]). How fast and how small
+//! servers are is another question, with a load of its own ([`compare`]).
 //!
 //! # Map, in reading order
 //!
@@ -23,6 +24,7 @@
 //! | [`table`], [`results`], [`moments`], [`picture`] | what is told of a run |
 //! | [`sums`] | several servers side by side, and where each of them loses |
 //! | [`site`] | a run of the command: whose turn it is, and what is written when |
+//! | [`compare`] | servers side by side: what a request, a connection and a start cost each |
 //! | [`cli`] | the command line |
 //!
 //! # Invariants
@@ -37,6 +39,7 @@
 pub mod books;
 pub mod cli;
 pub mod client;
+pub mod compare;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;
