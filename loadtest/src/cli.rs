@@ -140,6 +140,11 @@ fn comparing(command: Command) -> Command {
             "Workers of each server, each with a core; the load has the rest",
         ))
         .arg(number("connections", "4000", "Idle connections whose memory is measured"))
+        .arg(seconds(
+            "rest",
+            "8",
+            "They are left alone so long, at least; ebbtide looks after them",
+        ))
         .arg(
             Arg::new("install")
                 .long("install")
@@ -175,6 +180,7 @@ fn comparison(matches: &ArgMatches) -> compare::Order {
         seconds: get(matches, "seconds"),
         workers: get(matches, "workers"),
         connections: get(matches, "connections"),
+        rest: get(matches, "rest"),
         install: if matches.get_flag("install") { Install::Yes } else { Install::No },
         binary: matches.get_one::<PathBuf>("binary").cloned(),
         out: out.unwrap_or_else(|| root().join(OUT)),

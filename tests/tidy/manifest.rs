@@ -146,7 +146,8 @@ pub(crate) fn target_roots() -> Vec<String> {
     let peers = FILES.iter().filter_map(|(path, _)| {
         let inside = path.strip_prefix("loadtest/peers/")?;
         let (folder, file) = inside.rsplit_once('/')?;
-        let is_root = file == "lib.rs" || ["src/bin", "tests"].contains(&folder);
+        let folders = ["src/bin", "speed/src/bin", "tests"];
+        let is_root = file == "lib.rs" || folders.contains(&folder);
         is_root.then(|| path.clone())
     });
     let targets = ours().flat_map(|package| package["targets"].as_array().into_iter().flatten());

@@ -260,10 +260,15 @@ impl Place<'_> {
 const OTHERS: &str = "loadtest/peers/speed/others";
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    /// One that no system has.
+    pub(crate) fn missing() -> Contender {
+        always("no-such-server", Kind::Nginx, "nobody")
+    }
 
     #[test]
     fn names_are_unique_and_the_first_is_ours() {

@@ -21,11 +21,12 @@ pub struct Memory {
     pub each: f64,
 }
 
-/// Makes so many connections, with one request on each, and looks when the server is at rest.
+/// Makes so many connections, with one request on each, and looks when the server is at rest: not
+/// before `rest`.
 ///
 /// # Errors
 /// When one gets no answer.
-pub fn measure(server: &Server, connections: u32) -> io::Result<Memory> {
+pub fn measure(server: &Server, connections: u32, rest: Duration) -> io::Result<Memory> {
     let request = answer::request(server.address, Asks::Keep);
     let open = |count: u32| -> io::Result<Vec<TcpStream>> {
         let mut streams = Vec::new();
@@ -37,17 +38,17 @@ pub fn measure(server: &Server, connections: u32) -> io::Result<Memory> {
         Ok(streams)
     };
     let first = open(FIRST)?;
-    let before = at_rest(server)?;
+    let before = at_rest(server, rest)?;
     let many = open(connections)?;
-    let after = at_rest(server)?;
+    let after = at_rest(server, rest)?;
     drop((first, many));
     let each = (after - before) * 1024.0 / f64::from(connections);
     Ok(Memory { before, each })
 }
 
-/// Its memory in KiB once that does not change any more: what a server gives back when its
-/// connections are idle, it gives back after some seconds.
-fn at_rest(server: &Server) -> io::Result<f64> {
+/// Its memory in KiB once that has not changed by 0.5 % for half of `rest`: what a server gives back
+/// when its connections are idle, it gives back after some seconds. Three times `rest` is enough.
+fn at_rest(server: &Server, rest: Duration) -> io::Result<f64> {
     let begun = Instant::now();
     let (mut last, mut since) = (server.memory_kib()?, begun);
     loop {
@@ -56,8 +57,8 @@ fn at_rest(server: &Server) -> io::Result<f64> {
         if now.abs_diff(last) > last / 200 {
             (last, since) = (now, Instant::now());
         }
-        let is_quiet = since.elapsed() >= QUIET && begun.elapsed() >= REST_MIN;
-        if is_quiet || begun.elapsed() > REST_MAX {
+        let is_quiet = since.elapsed() >= rest / 2 && begun.elapsed() >= rest;
+        if is_quiet || begun.elapsed() > rest * 3 {
             #[allow(clippy::cast_precision_loss, reason = "KiB")]
             return Ok(now as f64);
         }
@@ -86,11 +87,3 @@ const FIRST: u32 = 10;
 const SPARE: u32 = 64;
 
 const LOOK: Duration = Duration::from_millis(250);
-
-/// Memory that has not changed by 0.5 % for so long is at rest,
-const QUIET: Duration = Duration::from_secs(4);
-
-/// but not before: ebbtide looks after idle connections each few seconds.
-const REST_MIN: Duration = Duration::from_secs(8);
-
-const REST_MAX: Duration = Duration::from_secs(20);

@@ -12,6 +12,8 @@ pub fn page(heading: &[String], samples: &Samples) -> String {
     }
     text.push_str("\n## At a glance\n\n");
     text.push_str(&glance(samples));
+    text.push_str("\n## Pairs of the same round\n\n");
+    text.push_str(&pairs(samples));
     text.push_str("\n## Who they are\n\n");
     text.push_str(&servers(samples));
     for metric in Metric::ALL.into_iter().filter(|metric| samples.has(*metric)) {
@@ -42,6 +44,38 @@ pub fn glance(samples: &Samples) -> String {
         put(&mut text, format_args!("| {} |", row.name));
         for (metric, _) in &columns {
             put(&mut text, format_args!(" {} |", median(samples.cell(row, *metric), *metric)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The first server's CPU time over each other's within a round: the median, and the quartiles.
+pub fn pairs(samples: &Samples) -> String {
+    let metrics = [Metric::KeepAliveCpu, Metric::PipelinedCpu, Metric::ChurnCpu];
+    let metrics: Vec<Metric> = metrics.into_iter().filter(|metric| samples.has(*metric)).collect();
+    let Some((first, others)) = samples.servers.split_first().filter(|_| !metrics.is_empty())
+    else {
+        return "No CPU times were measured.\n".to_owned();
+    };
+    let mut text = format!("| {} over |", first.name);
+    for metric in &metrics {
+        put(&mut text, format_args!(" {} |", metric.facts().brief.unwrap_or_default()));
+    }
+    put(&mut text, format_args!("\n|---|{}\n", "---:|".repeat(metrics.len())));
+    for row in others {
+        put(&mut text, format_args!("| {} |", row.name));
+        for metric in &metrics {
+            match samples.ratio(row, *metric) {
+                Some(ratio) => put(
+                    &mut text,
+                    format_args!(" {:.3} ({:.3} to {:.3}) |", ratio.median, ratio.low, ratio.high),
+                ),
+                None => put(
+                    &mut text,
+                    format_args!(" {} |", median(samples.cell(row, *metric), *metric)),
+                ),
+            }
         }
         text.push('\n');
     }
@@ -128,7 +162,7 @@ mod tests {
     #[test]
     fn a_missing_server_stays_in_every_table() {
         let page = page(&["two cores".to_owned()], &samples());
-        assert_eq!(page.matches("| lost | not installed |").count(), 2, "{page}");
+        assert_eq!(page.matches("| lost | not installed |").count(), 3, "{page}");
         assert!(page.contains("| lost | a server | 5 | – | not installed: install it |"));
         assert!(page.contains("| bad | failed |"));
         assert!(page.contains("- bad, keep_alive, round 1: it ended\n"));
@@ -140,6 +174,7 @@ mod tests {
         assert!(page.contains("| ebbtide | 9.00 | 7.50 to 10.50 | 2 | | |\n"), "{page}");
         let slow = "| slow | 18.00 | 15.00 to 21.00 | 2 | **0.500** | 0.500 to 0.500 |\n";
         assert!(page.contains(slow), "{page}");
+        assert!(page.contains("| slow | 0.500 (0.500 to 0.500) |\n"), "{page}");
         assert!(!page.contains("churn"), "what nobody has is no table");
     }
 

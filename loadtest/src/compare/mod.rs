@@ -34,7 +34,7 @@ use crate::results;
 use crate::site::{CLEAN, FAULT, LOST, Scratch, interruption};
 use crate::target::Fault;
 use answer::Asks;
-use contender::{Comes, Contender, Install};
+use contender::{CONTENDERS, Comes, Contender, Install};
 use machine::Cores;
 use measure::{Measure, Metric};
 use open_loop::OpenLoop;
@@ -57,6 +57,8 @@ pub struct Order {
     pub workers: u32,
     /// Idle ones.
     pub connections: u32,
+    /// How long they are left alone, at least.
+    pub rest: Duration,
     /// Whether peers that are missing are to be installed.
     pub install: Install,
     /// The program of ebbtide; `None` to have it built.
@@ -89,7 +91,7 @@ pub fn run(order: Order) -> Result<u8, Fault> {
         bench.write()?;
         eprintln!("round {round} of {} done", bench.order.rounds);
     }
-    print!("{}", bench.page());
+    println!("{}\n{}", markdown::glance(&bench.samples), markdown::pairs(&bench.samples));
     Ok(bench.verdict())
 }
 
@@ -119,7 +121,7 @@ impl Bench {
         }
         let cores = Cores::split(order.workers as usize).map_err(Fault::of("list cores"))?;
         let scratch = Scratch::new(None)?;
-        let (samples, present) = muster(&order)?;
+        let (samples, present) = muster(&order, &CONTENDERS)?;
         Ok(Bench { order, present, samples, cores, saturation: None, scratch, interrupted })
     }
 
@@ -187,7 +189,7 @@ impl Bench {
         match measure {
             Measure::Latency => self.latency(&server, round),
             Measure::Memory => {
-                let memory = idle::measure(&server, self.order.connections)?;
+                let memory = idle::measure(&server, self.order.connections, self.order.rest)?;
                 Ok(vec![(Metric::IdleBytes, memory.each), (Metric::StartMemory, memory.before)])
             }
             Measure::Startup => Ok(vec![(Metric::Startup, server.startup.as_secs_f64() * 1e3)]),
@@ -345,35 +347,42 @@ impl Bench {
 
     /// Says what is missing, and returns the exit status.
     fn verdict(&self) -> u8 {
-        let Samples { servers, .. } = &self.samples;
-        for row in servers {
+        for row in &self.samples.servers {
             for why in row.absent.iter().chain(row.failed.values()) {
                 eprintln!("MISSING in the tables: {}: {why}", row.name);
             }
         }
         eprintln!("see {}", self.order.out.display());
-        if servers.first().is_some_and(|row| !row.failed.is_empty()) {
-            return FAULT;
-        }
-        let is_asked = |row: &Row| {
-            let always = |it: Contender| it.comes == Comes::Always;
-            self.order.peers.is_some() || Contender::named(row.name).is_some_and(always)
-        };
-        let is_missing =
-            |row: &Row| !row.failed.is_empty() || (row.absent.is_some() && is_asked(row));
-        if servers.iter().any(is_missing) { LOST } else { CLEAN }
+        status(&self.samples, self.order.peers.as_deref())
+    }
+}
+
+/// The exit status: who is only there on demand may be missing, unless it is one of those named.
+fn status(samples: &Samples, named: Option<&[Contender]>) -> u8 {
+    let is_asked = |row: &Row| {
+        let comes = Contender::named(row.name).map(|contender| contender.comes);
+        named.is_some() || comes == Some(Comes::Always)
+    };
+    let is_missing = |row: &Row| !row.failed.is_empty() || (row.absent.is_some() && is_asked(row));
+    match samples.servers.split_first() {
+        Some((first, _)) if !first.failed.is_empty() => FAULT,
+        _ if samples.servers.iter().any(is_missing) => LOST,
+        _ => CLEAN,
     }
 }
 
 /// Who is there and who is not, which is said loudly.
-fn muster(order: &Order) -> Result<(Samples, Vec<(Contender, PathBuf)>), Fault> {
+fn muster(
+    order: &Order,
+    contenders: &[Contender],
+) -> Result<(Samples, Vec<(Contender, PathBuf)>), Fault> {
     let is_asked = |contender: &Contender| {
         let names = order.peers.as_ref();
         contender.name == OURS
             || names.is_none_or(|peers| peers.iter().any(|peer| peer.name == contender.name))
     };
     let (mut samples, mut present) = (Samples::default(), Vec::new());
-    for contender in contender::CONTENDERS.into_iter().filter(is_asked) {
+    for contender in contenders.iter().copied().filter(is_asked) {
         let binary = order.binary.as_deref().filter(|_| contender.name == OURS);
         let found = contender.find(binary, order.install);
         let absent = found.as_ref().err().cloned();
@@ -393,7 +402,7 @@ fn muster(order: &Order) -> Result<(Samples, Vec<(Contender, PathBuf)>), Fault> 
     Ok((samples, present))
 }
 
-const OURS: &str = contender::CONTENDERS[0].name;
+const OURS: &str = CONTENDERS[0].name;
 
 /// At a time, as in most published comparisons.
 const CONNECTIONS: u32 = 64;
@@ -403,3 +412,61 @@ const PIPELINED: u32 = 16;
 
 /// Parts of ebbtide's saturation at which latencies are measured.
 const LOADS: [f64; 2] = [0.5, 0.8];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::samples::tests::row;
+
+    fn order(peers: Option<Vec<Contender>>) -> Order {
+        Order {
+            peers,
+            measures: vec![Measure::Size],
+            rounds: 1,
+            seconds: 1,
+            workers: 1,
+            connections: 1,
+            rest: Duration::ZERO,
+            install: Install::No,
+            binary: Some("/bin/sh".into()),
+            out: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_keeps_its_row_and_says_why() {
+        let missing = contender::tests::missing();
+        let (samples, present) = muster(&order(None), &[CONTENDERS[0], missing]).unwrap();
+        assert_eq!(present.len(), 1);
+        assert_eq!(samples.servers.len(), 2);
+        let why = samples.servers[1].absent.as_deref().unwrap();
+        assert!(why.starts_with("not installed: "), "{why}");
+    }
+
+    #[test]
+    fn only_the_servers_that_are_named_are_compared_and_ours_always() {
+        let missing = contender::tests::missing();
+        let order = order(Some(vec![missing]));
+        let (samples, _) = muster(&order, &[CONTENDERS[0], CONTENDERS[1], missing]).unwrap();
+        let names: Vec<_> = samples.servers.iter().map(|row| row.name).collect();
+        assert_eq!(names, ["ebbtide", missing.name]);
+    }
+
+    #[test]
+    fn what_is_missing_shows_in_the_exit_status() {
+        let with = |other: Row| Samples::of(vec![row("ebbtide", None), other]);
+        let failed = |name: &'static str| {
+            let mut row = row(name, None);
+            row.failed.insert(Measure::Churn, "it ended".to_owned());
+            row
+        };
+        let go = [Contender::named("go").unwrap()];
+        assert_eq!(status(&with(row("nginx", None)), None), CLEAN);
+        assert_eq!(status(&with(row("nginx", Some("not installed"))), None), LOST);
+        assert_eq!(status(&with(row("go", Some("not installed"))), None), CLEAN);
+        assert_eq!(status(&with(row("go", Some("not installed"))), Some(&go)), LOST);
+        assert_eq!(status(&with(failed("go")), None), LOST);
+        let ours = Samples::of(vec![failed("ebbtide")]);
+        assert_eq!(status(&ours, None), FAULT);
+    }
+}

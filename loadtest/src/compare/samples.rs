@@ -46,6 +46,11 @@ pub enum Cell {
 }
 
 impl Samples {
+    /// Nothing yet of these servers.
+    pub fn of(servers: Vec<Row>) -> Samples {
+        Samples { servers, ..Samples::default() }
+    }
+
     /// Adds a number.
     pub fn add(&mut self, server: &'static str, metric: Metric, round: u32, value: f64) {
         self.values.entry((server, metric)).or_default().insert(round, value);
@@ -136,15 +141,12 @@ pub(crate) mod tests {
     /// Two rounds of ebbtide, of one that is twice as slow, of one that is not there, and of one
     /// that fails.
     pub(crate) fn samples() -> Samples {
-        let mut samples = Samples {
-            servers: vec![
-                row("ebbtide", None),
-                row("slow", None),
-                row("lost", Some("not installed: install it")),
-                row("bad", None),
-            ],
-            ..Samples::default()
-        };
+        let mut samples = Samples::of(vec![
+            row("ebbtide", None),
+            row("slow", None),
+            row("lost", Some("not installed: install it")),
+            row("bad", None),
+        ]);
         for (round, value) in [(1, 6.0), (2, 12.0)] {
             samples.add("ebbtide", Metric::KeepAliveCpu, round, value);
             samples.add("slow", Metric::KeepAliveCpu, round, value * 2.0);
