@@ -70,6 +70,7 @@ fn bar(body: &mut String, metric: Metric, cell: Cell, y: f64, longest: f64, is_o
             (end, format!("{:.*}", metric.facts().digits, spread.median))
         }
         Cell::Absent => (LEFT, "not installed".to_owned()),
+        Cell::Overloaded => (LEFT, "cannot keep up".to_owned()),
         Cell::Failed | Cell::None => (LEFT, "failed".to_owned()),
     };
     put(

@@ -106,8 +106,13 @@ impl Contender {
 
     /// Whether the measure is one for it.
     pub fn takes(&self, measure: Measure) -> bool {
-        // Of a server that loses responses nothing else is of interest, and nothing else differs.
-        self.name != "hyper-flush" || measure == Measure::Pipelined
+        match self.name {
+            // Of a server that loses responses nothing else is of interest, and nothing else differs.
+            "hyper-flush" => measure == Measure::Pipelined,
+            // It closes no connection, whatever a request asks.
+            "may" => measure != Measure::Churn,
+            _ => true,
+        }
     }
 
     /// Its program, built or installed if that is asked for.

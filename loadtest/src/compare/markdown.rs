@@ -86,6 +86,7 @@ fn median(cell: Cell, metric: Metric) -> String {
     match cell {
         Cell::Value(spread) => number(spread.median, metric),
         Cell::Failed => "failed".to_owned(),
+        Cell::Overloaded => "cannot keep up".to_owned(),
         Cell::Absent => "not installed".to_owned(),
         Cell::None => "–".to_owned(),
     }
@@ -105,7 +106,8 @@ fn servers(samples: &Samples) -> String {
             (Some(count), Some(ours)) if count != ours => format!("{count} (unequal)"),
             (Some(count), _) => count.to_string(),
         });
-        let failures = failed.iter().map(|(measure, why)| format!("{}: {why}", measure.name()));
+        // Why is at the end of the page.
+        let failures = failed.keys().map(|measure| format!("failed: {}", measure.name()));
         let remarks: Vec<String> = absent.iter().cloned().chain(failures).collect();
         let remarks = one_line(&remarks.join("; "));
         put(&mut text, format_args!("| {name} | {what} | {kept} | {closed} | {remarks} |\n"));

@@ -23,7 +23,7 @@ pub mod server;
 pub mod statistics;
 pub mod wrk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -187,7 +187,7 @@ impl Bench {
         let server = Server::start(&Terms { asks, ..self.terms(at, &directory) })?;
         self.samples.fields(self.present[at].0.name, asks, server.answer.fields);
         match measure {
-            Measure::Latency => self.latency(&server, round),
+            Measure::Latency => self.latency(at, &server, round),
             Measure::Memory => {
                 let memory = idle::measure(&server, self.order.connections, self.order.rest)?;
                 Ok(vec![(Metric::IdleBytes, memory.each), (Metric::StartMemory, memory.before)])
@@ -213,7 +213,7 @@ impl Bench {
             Measure::Churn => (Requests::Closing, Metric::ChurnCpu, Metric::ChurnRate),
             _ => (Requests::Single, Metric::KeepAliveCpu, Metric::KeepAliveRate),
         };
-        let (micros, done) = self.load(server, &self.wrk(requests), &self.cores.load)?;
+        let (micros, done) = loaded(server, &self.wrk(requests), &self.cores.load)?;
         if done.errors > 0 {
             let (name, what, errors) = (self.present[at].0.name, measure.name(), done.errors);
             let note = format!("{name}, {what}, round {round}: wrk counts {errors} errors");
@@ -222,18 +222,13 @@ impl Bench {
         Ok(vec![(cpu, micros), (rate, done.rate)])
     }
 
-    /// CPU time of a request in µs under this load, and what the load says.
-    fn load(&self, server: &Server, wrk: &Wrk, cores: &[usize]) -> io::Result<(f64, wrk::Done)> {
-        let before = server.cpu_ns()?;
-        let done = wrk.run(server.address, cores)?;
-        let used = server.cpu_ns()?.saturating_sub(before);
-        #[allow(clippy::cast_precision_loss, reason = "fewer than 2^53")]
-        let (used, requests) = (used as f64, done.requests as f64);
-        Ok((used / 1e3 / requests, done))
-    }
-
     /// At half and at four fifths of ebbtide's saturation, the same for all.
-    fn latency(&self, server: &Server, round: u32) -> io::Result<Vec<(Metric, f64)>> {
+    fn latency(
+        &mut self,
+        at: usize,
+        server: &Server,
+        round: u32,
+    ) -> io::Result<Vec<(Metric, f64)>> {
         let saturation = self.saturation.unwrap_or(0.0);
         let half = [Metric::HalfMedian, Metric::HalfP99, Metric::HalfP999, Metric::HalfLate];
         let high = [Metric::HighMedian, Metric::HighP99, Metric::HighP999, Metric::HighLate];
@@ -243,6 +238,12 @@ impl Bench {
             let order = OpenLoop { rate: saturation * part, lasts, seed: round.into() };
             let (to, answer) = (server.address, server.answer);
             let found = machine::pinned(&self.cores.load, || order.run(to, answer))?;
+            let Some(found) = found else {
+                let (name, percent) = (self.present[at].0.name, part * 100.0);
+                let what = format!("round {round}: it cannot keep up with {percent:.0} % load");
+                self.samples.overload(name, &metrics, &what);
+                continue;
+            };
             let numbers = [found.median, found.p99, found.p999, found.late];
             values.extend(metrics.into_iter().zip(numbers));
         }
@@ -264,7 +265,7 @@ impl Bench {
             let terms = Terms { workers, cores: &cores, ..self.terms(at, directory) };
             let server = Server::start(&terms)?;
             let wrk = Wrk { threads: 2, ..self.wrk(Requests::Single) };
-            let (micros, done) = self.load(&server, &wrk, &cores.load)?;
+            let (micros, done) = loaded(&server, &wrk, &cores.load)?;
             values.extend([(rate, done.rate), (cpu, micros)]);
         }
         Ok(values)
@@ -348,7 +349,8 @@ impl Bench {
     /// Says what is missing, and returns the exit status.
     fn verdict(&self) -> u8 {
         for row in &self.samples.servers {
-            for why in row.absent.iter().chain(row.failed.values()) {
+            let reasons: BTreeSet<&String> = row.absent.iter().chain(row.failed.values()).collect();
+            for why in reasons {
                 eprintln!("MISSING in the tables: {}: {why}", row.name);
             }
         }
@@ -369,6 +371,16 @@ fn status(samples: &Samples, named: Option<&[Contender]>) -> u8 {
         _ if samples.servers.iter().any(is_missing) => LOST,
         _ => CLEAN,
     }
+}
+
+/// CPU time of a request in µs under this load, and what the load says.
+fn loaded(server: &Server, wrk: &Wrk, cores: &[usize]) -> io::Result<(f64, wrk::Done)> {
+    let before = server.cpu_ns()?;
+    let done = wrk.run(server.address, cores)?;
+    let used = server.cpu_ns()?.saturating_sub(before);
+    #[allow(clippy::cast_precision_loss, reason = "fewer than 2^53")]
+    let (used, requests) = (used as f64, done.requests as f64);
+    Ok((used / 1e3 / requests, done))
 }
 
 /// Who is there and who is not, which is said loudly.

@@ -121,7 +121,8 @@ mod tests {
         assert_eq!(parse("--listen 127.0.0.1:8080").unwrap(), plain);
         let two = parse("--close --workers 2 --listen 127.0.0.1:8080 --pipeline-flush").unwrap();
         assert_eq!(two, Options { workers: 2, closes: true, pipeline_flush: true, ..plain });
-        for bad in ["", "--listen x", "--listen 127.0.0.1:1 --workers 0", "--listen 127.0.0.1:1 x"] {
+        for bad in ["", "--listen x", "--listen 127.0.0.1:1 --workers 0", "--listen 127.0.0.1:1 x"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

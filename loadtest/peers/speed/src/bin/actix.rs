@@ -26,7 +26,10 @@ async fn keeping() -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, HeaderValue::from_static(TEXT_TYPE)))
         .insert_header((kept, HeaderValue::from_static(CONNECTION)))
-        .insert_header((HeaderName::from_static("keep-alive"), HeaderValue::from_static(KEEP_ALIVE)))
+        .insert_header((
+            HeaderName::from_static("keep-alive"),
+            HeaderValue::from_static(KEEP_ALIVE),
+        ))
         .body(PLAINTEXT)
 }
 

@@ -25,7 +25,8 @@ fn work(options: Options, listener: TcpListener) -> io::Result<()> {
         get(move || async move { (kept, PLAINTEXT) })
     };
     let router = Router::new().route("/plaintext", route);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     runtime.block_on(async move {
         axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
     })

@@ -31,7 +31,9 @@ fn work(options: Options, listener: TcpListener) -> io::Result<()> {
         http.half_close(true).pipeline_flush(options.pipeline_flush);
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
-            let service = service_fn(move |request| future::ready(answer(&request, options)));
+            let answered =
+                move |request| future::ready(Ok::<_, Infallible>(answer(&request, options)));
+            let service = service_fn(answered);
             let connection = http.serve_connection(TokioIo::new(stream), service);
             spawn_local(async move {
                 // A client that goes away is no news.
@@ -41,14 +43,11 @@ fn work(options: Options, listener: TcpListener) -> io::Result<()> {
     })
 }
 
-fn answer(
-    request: &Request<Incoming>,
-    options: Options,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+fn answer(request: &Request<Incoming>, options: Options) -> Response<Full<Bytes>> {
     if request.uri().path() != "/plaintext" {
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NOT_FOUND;
-        return Ok(response);
+        return response;
     }
     let mut response = Response::new(Full::new(Bytes::from_static(PLAINTEXT.as_bytes())));
     let fields = response.headers_mut();
@@ -58,5 +57,5 @@ fn answer(
         let name = HeaderName::from_static("keep-alive");
         fields.insert(name, HeaderValue::from_static(KEEP_ALIVE));
     }
-    Ok(response)
+    response
 }
