@@ -107,7 +107,7 @@ impl Contender {
     /// Whether the measure is one for it.
     pub fn takes(&self, measure: Measure) -> bool {
         match self.name {
-            // Of a server that loses responses nothing else is of interest, and nothing else differs.
+            // It loses responses: nothing else of it is of interest, and nothing else differs.
             "hyper-flush" => measure == Measure::Pipelined,
             // It closes no connection, whatever a request asks.
             "may" => measure != Measure::Churn,

@@ -46,8 +46,9 @@ pub fn measure(server: &Server, connections: u32, rest: Duration) -> io::Result<
     Ok(Memory { before, each })
 }
 
-/// Its memory in KiB once that has not changed by 0.5 % for half of `rest`: what a server gives back
-/// when its connections are idle, it gives back after some seconds. Three times `rest` is enough.
+/// Its memory in KiB once that has not changed by 0.5 % for half of `rest`: what a server gives
+/// back when its connections are idle, it gives back after some seconds. Three times `rest` is
+/// enough.
 fn at_rest(server: &Server, rest: Duration) -> io::Result<f64> {
     let begun = Instant::now();
     let (mut last, mut since) = (server.memory_kib()?, begun);

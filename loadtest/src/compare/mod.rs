@@ -7,8 +7,9 @@
 //! ([`statistics`]). CPU time is the scheduler's own count ([`machine`]), not what a load generator
 //! guesses from rates.
 //!
-//! Equal work: the same request, the same body, a date, and as many header fields as ebbtide sends
-//! ([`answer`] looks at each server's first answer; fewer or more fields are pointed out). A server that is not there is said to be missing, and keeps its row in every table.
+//! Equal work: the same request, the same body, a date, and as many header fields as ebbtide sends.
+//! [`answer`] looks at each server's first answer; where its fields are more or fewer, the tables
+//! say so. A server that is not there is said to be missing, and keeps its row in every table.
 
 pub mod answer;
 pub mod chart;
