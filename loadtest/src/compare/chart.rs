@@ -10,7 +10,7 @@ pub fn draw(metric: Metric, samples: &Samples, subtitle: &str) -> String {
     let facts = metric.facts();
     let cells: Vec<Cell> = samples.servers.iter().map(|row| samples.cell(row, metric)).collect();
     let longest = cells.iter().filter_map(|cell| match cell {
-        Cell::Value(spread) => Some(spread.high.max(spread.median)),
+        Cell::Value(spread) => Some(spread.high).filter(|high| high.is_finite()),
         _ => None,
     });
     let longest = longest.fold(f64::MIN_POSITIVE, f64::max);
@@ -49,8 +49,9 @@ pub fn draw(metric: Metric, samples: &Samples, subtitle: &str) -> String {
 }
 
 fn bar(body: &mut String, metric: Metric, cell: Cell, y: f64, longest: f64, is_ours: bool) {
-    let place = |value: f64| LEFT + (value.max(0.0) / longest) * SPAN;
+    let place = |value: f64| LEFT + (value / longest).clamp(0.0, 1.0) * SPAN;
     let said = match cell {
+        Cell::Value(spread) if spread.median.is_infinite() => (LEFT, "cannot keep up".to_owned()),
         Cell::Value(spread) => {
             let colour = if is_ours { OURS } else { THEIRS };
             let middle = y + 10.0;
@@ -66,11 +67,10 @@ fn bar(body: &mut String, metric: Metric, cell: Cell, y: f64, longest: f64, is_o
                     place(spread.high),
                 ),
             );
-            let end = place(spread.high.max(spread.median));
+            let end = place(spread.high);
             (end, format!("{:.*}", metric.facts().digits, spread.median))
         }
         Cell::Absent => (LEFT, "not installed".to_owned()),
-        Cell::Overloaded => (LEFT, "cannot keep up".to_owned()),
         Cell::Failed | Cell::None => (LEFT, "failed".to_owned()),
     };
     put(

@@ -86,13 +86,15 @@ fn median(cell: Cell, metric: Metric) -> String {
     match cell {
         Cell::Value(spread) => number(spread.median, metric),
         Cell::Failed => "failed".to_owned(),
-        Cell::Overloaded => "cannot keep up".to_owned(),
         Cell::Absent => "not installed".to_owned(),
         Cell::None => "–".to_owned(),
     }
 }
 
 fn number(value: f64, metric: Metric) -> String {
+    if value.is_infinite() {
+        return "cannot keep up".to_owned();
+    }
     format!("{value:.*}", metric.facts().digits)
 }
 
@@ -164,7 +166,7 @@ mod tests {
     #[test]
     fn a_missing_server_stays_in_every_table() {
         let page = page(&["two cores".to_owned()], &samples());
-        assert_eq!(page.matches("| lost | not installed |").count(), 3, "{page}");
+        assert_eq!(page.matches("| lost | not installed |").count(), 4, "{page}");
         assert!(page.contains("| lost | a server | 5 | – | not installed: install it |"));
         assert!(page.contains("| bad | failed |"));
         assert!(page.contains("- bad, keep_alive, round 1: it ended\n"));
@@ -178,6 +180,8 @@ mod tests {
         assert!(page.contains(slow), "{page}");
         assert!(page.contains("| slow | 0.500 (0.500 to 0.500) |\n"), "{page}");
         assert!(!page.contains("churn"), "what nobody has is no table");
+        let page = page.split("99 % latency at 80 % load").nth(1).unwrap();
+        assert!(page.contains("| slow | cannot keep up |"), "{page}");
     }
 
     #[test]

@@ -41,6 +41,7 @@ use measure::{Measure, Metric};
 use open_loop::OpenLoop;
 use samples::{Row, Samples};
 use server::{Server, Terms};
+use statistics::Spread;
 use wrk::{Requests, Wrk};
 
 /// What is asked for.
@@ -104,6 +105,8 @@ struct Bench {
     cores: Cores,
     /// Requests a second at which ebbtide was saturated before the first round.
     saturation: Option<f64>,
+    /// Of the last minute before we began.
+    load_average: Option<f64>,
     scratch: Scratch,
     interrupted: Arc<AtomicBool>,
 }
@@ -123,7 +126,12 @@ impl Bench {
         let cores = Cores::split(order.workers as usize).map_err(Fault::of("list cores"))?;
         let scratch = Scratch::new(None)?;
         let (samples, present) = muster(&order, &CONTENDERS)?;
-        Ok(Bench { order, present, samples, cores, saturation: None, scratch, interrupted })
+        let saturation = None;
+        let load_average = machine::load_average();
+        if let Some(load) = load_average.filter(|load| *load > BUSY) {
+            eprintln!("WARNING: the load average is {load}: other processes are in the way");
+        }
+        Ok(Bench { order, present, samples, cores, saturation, load_average, scratch, interrupted })
     }
 
     /// Whose turn it is in a round, by position in `present`: each begins once.
@@ -143,8 +151,9 @@ impl Bench {
             let wrk = self.wrk(Requests::Single);
             Ok(wrk.run(server.address, &self.cores.load)?.rate)
         };
-        let rate = saturate().map_err(Fault::of("find the rate for latencies"))?;
-        self.saturation = Some(rate);
+        let rates: io::Result<Vec<f64>> = (0..CALIBRATIONS).map(|_| saturate()).collect();
+        let rates = rates.map_err(Fault::of("find the rate for latencies"))?;
+        self.saturation = Spread::of(rates).map(|rates| rates.median);
         Ok(())
     }
 
@@ -241,8 +250,8 @@ impl Bench {
             let found = machine::pinned(&self.cores.load, || order.run(to, answer))?;
             let Some(found) = found else {
                 let (name, percent) = (self.present[at].0.name, part * 100.0);
-                let what = format!("round {round}: it cannot keep up with {percent:.0} % load");
-                self.samples.overload(name, &metrics, &what);
+                let what = format!("it cannot keep up with {percent:.0} % load");
+                self.samples.overload(name, &metrics, round, &what);
                 continue;
             };
             let numbers = [found.median, found.p99, found.p999, found.late];
@@ -318,7 +327,11 @@ impl Bench {
                  the {rate:.0} at which ebbtide was saturated before the first round"
             )
         }));
-        lines.extend(machine::load_average().map(|load| format!("load average at the end {load}")));
+        lines.extend(self.load_average.map(|load| {
+            let what =
+                if load > BUSY { ": THE MACHINE WAS BUSY, and latencies show it" } else { "" };
+            format!("load average before {load}{what}")
+        }));
         lines
     }
 
@@ -422,6 +435,12 @@ const CONNECTIONS: u32 = 64;
 
 /// Requests sent at once where they are pipelined, likewise.
 const PIPELINED: u32 = 16;
+
+/// How often ebbtide is saturated before the first round: the middle one counts.
+const CALIBRATIONS: u32 = 3;
+
+/// Processes that want a core, on average, above which nobody's numbers are to be trusted.
+const BUSY: f64 = 0.5;
 
 /// Parts of ebbtide's saturation at which latencies are measured.
 const LOADS: [f64; 2] = [0.5, 0.8];

@@ -1,6 +1,6 @@
 //! All that was measured, and why something was not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::compare::answer::Asks;
 use crate::compare::measure::{Measure, Metric};
@@ -13,8 +13,6 @@ pub struct Samples {
     /// Who was to be compared. The first one is compared with the others.
     pub servers: Vec<Row>,
     values: BTreeMap<(&'static str, Metric), BTreeMap<u32, f64>>,
-    /// Where a server could not keep up with the load in a round at least.
-    overloaded: BTreeSet<(&'static str, Metric)>,
     /// A line for each thing that is to be known of a number.
     pub notes: Vec<String>,
 }
@@ -41,8 +39,6 @@ pub enum Cell {
     Value(Spread),
     /// It could not be, though it was tried.
     Failed,
-    /// The load was more than the server can take.
-    Overloaded,
     /// The server is not there.
     Absent,
     /// It is not measured of this server.
@@ -68,10 +64,13 @@ impl Samples {
         self.notes.push(format!("{server}, {}, round {round}: {why}", measure.name()));
     }
 
-    /// Notes that a load was too much for a server, which is a result of its own.
-    pub fn overload(&mut self, server: &'static str, metrics: &[Metric], what: &str) {
-        self.overloaded.extend(metrics.iter().map(|metric| (server, *metric)));
-        self.notes.push(format!("{server}, {what}"));
+    /// Notes that a load was too much for a server, which is a result: it takes for ever, and so
+    /// does the median when it is so in most rounds.
+    pub fn overload(&mut self, server: &'static str, metrics: &[Metric], round: u32, what: &str) {
+        for metric in metrics {
+            self.add(server, *metric, round, f64::INFINITY);
+        }
+        self.notes.push(format!("{server}, round {round}: {what}"));
     }
 
     /// Keeps how many header fields a server sends.
@@ -87,7 +86,6 @@ impl Samples {
         match values.and_then(|values| Spread::of(values.values().copied())) {
             Some(spread) => Cell::Value(spread),
             None if row.absent.is_some() => Cell::Absent,
-            None if self.overloaded.contains(&(row.name, metric)) => Cell::Overloaded,
             None if row.failed.contains_key(&metric.measure()) => Cell::Failed,
             None => Cell::None,
         }
@@ -117,9 +115,6 @@ impl Samples {
             }
             for metric in Metric::ALL {
                 let facts = metric.facts();
-                if self.cell(row, metric) == Cell::Overloaded {
-                    put(&mut text, format_args!("{},{},,,overloaded\n", row.name, facts.name));
-                }
                 for (round, value) in self.values.get(&(row.name, metric)).into_iter().flatten() {
                     put(
                         &mut text,
@@ -166,7 +161,7 @@ pub(crate) mod tests {
             samples.add("slow", Metric::KeepAliveCpu, round, value * 2.0);
         }
         samples.fail("bad", Measure::KeepAlive, 1, "it ended");
-        samples.overload("slow", &[Metric::HighP99], "round 1: it cannot keep up");
+        samples.overload("slow", &[Metric::HighP99], 1, "it cannot keep up");
         samples
     }
 
@@ -177,7 +172,10 @@ pub(crate) mod tests {
         assert_eq!(cell(0), Cell::Value(Spread::of([6.0, 12.0]).unwrap()));
         assert_eq!((cell(2), cell(3)), (Cell::Absent, Cell::Failed));
         assert_eq!(samples.cell(&samples.servers[0], Metric::Size), Cell::None);
-        assert_eq!(samples.cell(&samples.servers[1], Metric::HighP99), Cell::Overloaded);
+        let Cell::Value(high) = samples.cell(&samples.servers[1], Metric::HighP99) else {
+            panic!("an overload is a result");
+        };
+        assert!(high.median.is_infinite());
         let ratio = |at: usize| samples.ratio(&samples.servers[at], Metric::KeepAliveCpu);
         assert_eq!((ratio(1), ratio(2)), (Spread::of([0.5, 0.5]), None));
         assert!(samples.has(Metric::KeepAliveCpu) && !samples.has(Metric::ChurnCpu));
@@ -190,7 +188,7 @@ pub(crate) mod tests {
             "server,metric,unit,round,value\n\
              ebbtide,keep_alive_cpu,µs,1,6.000\nebbtide,keep_alive_cpu,µs,2,12.000\n\
              slow,keep_alive_cpu,µs,1,12.000\nslow,keep_alive_cpu,µs,2,24.000\n\
-             slow,latency_80_p99,,,overloaded\n\
+             slow,latency_80_p99,µs,1,inf\n\
              lost,,,,not installed\nbad,keep_alive,,,failed\n"
         );
     }

@@ -51,7 +51,7 @@ impl Server {
     /// Starts it and waits for its first answer.
     ///
     /// # Errors
-    /// When it cannot be started, ends, or does not answer as all do within [`START_MAX`].
+    /// When it cannot be started, ends, or does not answer as all do within 20 s.
     pub fn start(terms: &Terms<'_>) -> io::Result<Server> {
         let address = listening::free_address()?;
         let Terms { workers, asks, directory, .. } = *terms;

@@ -37,6 +37,10 @@ pub fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     let place = part.clamp(0.0, 1.0) * last as f64;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to last")]
     let (below, above) = (place.floor() as usize, place.ceil() as usize);
+    // Some may be infinite: no number is between two of those, nor a part of the way to one.
+    if below == above || sorted[below].is_infinite() {
+        return Some(sorted[below]);
+    }
     Some(sorted[below] + (sorted[above] - sorted[below]) * place.fract())
 }
 
@@ -46,7 +50,8 @@ pub fn paired(ours: &BTreeMap<u32, f64>, theirs: &BTreeMap<u32, f64>) -> Vec<f64
         let theirs = theirs.get(round).filter(|theirs| **theirs > 0.0)?;
         Some(ours / theirs)
     };
-    ours.iter().filter_map(of).collect()
+    // Two infinite ones have no ratio.
+    ours.iter().filter_map(of).filter(|ratio| !ratio.is_nan()).collect()
 }
 
 #[cfg(test)]
@@ -70,6 +75,20 @@ mod tests {
         assert_eq!(quantile(&[1.0, 2.0], -1.0), Some(1.0));
         assert_eq!(quantile(&[1.0, 2.0], 7.0), Some(2.0));
         assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn what_takes_for_ever_in_most_rounds_does_so_in_the_middle() {
+        let for_ever = f64::INFINITY;
+        assert_eq!(
+            Spread::of([for_ever, 3.0, 2.0, 1.0, 2.0]).map(|spread| spread.median),
+            Some(2.0)
+        );
+        let spread = Spread::of([for_ever, 1.0, for_ever, for_ever]).unwrap();
+        assert!(spread.median.is_infinite() && spread.high.is_infinite());
+        let (both, one) = (BTreeMap::from([(1, for_ever)]), BTreeMap::from([(1, 2.0)]));
+        assert_eq!(paired(&one, &both), [0.0]);
+        assert_eq!(paired(&both, &both), [0.0; 0]);
     }
 
     #[test]
