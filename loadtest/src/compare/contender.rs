@@ -128,7 +128,12 @@ impl Contender {
         }
         let is_built = matches!(self.kind, Kind::Own(_)) && self.comes == Comes::Always;
         if is_built || (install == Install::Yes && self.program().is_none()) {
-            self.install()?;
+            let installed = self.install();
+            if let (Err(why), Some(program)) = (&installed, self.program()) {
+                eprintln!("WARNING: {}: {why}; {} is taken", self.name, program.display());
+            } else {
+                installed?;
+            }
         }
         self.program().ok_or_else(|| {
             let name = self.package();
