@@ -124,6 +124,9 @@ impl Bench {
             idle::allow(order.connections).map_err(Fault)?;
         }
         let cores = Cores::split(order.workers as usize).map_err(Fault::of("list cores"))?;
+        if !cores.are_apart() {
+            eprintln!("WARNING: not enough cores: the load runs on those of the server");
+        }
         let scratch = Scratch::new(None)?;
         let (samples, present) = muster(&order, &CONTENDERS)?;
         let saturation = None;
