@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ebbtide::internal::metrics;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::server::Launch;
@@ -82,6 +82,59 @@ fn every_probe_asks_for_a_path_that_is_answered() {
         assert_eq!(Client::connect(server.admin).get(path).status, 200, "{probe} {path}");
     }
     server.stop();
+}
+
+/// What the Pod Security Standard "restricted" asks for, which the production namespace enforces,
+/// and what a rolling deployment without losses needs.
+#[test]
+fn the_pod_asks_for_no_privilege_and_leaves_after_its_successor_is_ready() {
+    let documents = base();
+    let deployment = of_kind(&documents, "Deployment");
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    for (place, wanted) in [
+        (&deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], json!(0)),
+        (&pod["enableServiceLinks"], json!(false)),
+        (&pod["automountServiceAccountToken"], json!(false)),
+        (&pod["securityContext"]["runAsNonRoot"], json!(true)),
+        (&pod["securityContext"]["seccompProfile"]["type"], json!("RuntimeDefault")),
+        (&container["securityContext"]["allowPrivilegeEscalation"], json!(false)),
+        (&container["securityContext"]["readOnlyRootFilesystem"], json!(true)),
+        (&container["securityContext"]["capabilities"], json!({ "drop": ["ALL"] })),
+        // A sleep before SIGTERM would be a second delay.
+        (&container["lifecycle"], Value::Null),
+    ] {
+        assert_eq!(*place, wanted, "{pod:#}");
+    }
+    let user = image_user();
+    assert_eq!(pod["securityContext"]["runAsUser"].to_string(), user);
+    let delay = duration(&places().last().unwrap().value("shutdown_delay"));
+    assert!(delay > 0.0, "endpoints are removed while requests still come");
+}
+
+fn image_user() -> String {
+    let dockerfile = text("docker/Dockerfile");
+    let user = dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).expect("a user");
+    user.split(':').next().unwrap().to_owned()
+}
+
+/// In comments and texts, too: whoever reads of a key looks for it.
+#[test]
+fn every_key_that_is_named_is_a_key() {
+    let keys: BTreeSet<String> = places()[0].config().into_iter().map(|row| row.0).collect();
+    let metrics: BTreeSet<&str> = metrics::names().iter().map(|row| row.0).collect();
+    let events = ["shutdown_report", "shutdown_phase"];
+    let mut named = BTreeSet::new();
+    for file in shipped::files() {
+        let text = std::fs::read_to_string(&file).unwrap().to_lowercase();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|word| word.starts_with("shutdown_")) {
+            let is_known = keys.contains(word) || metrics.contains(word) || events.contains(&word);
+            assert!(is_known, "{}: there is no {word}", file.display());
+            named.insert(word.to_owned());
+        }
+    }
+    assert!(named.len() >= 6, "{named:?}");
 }
 
 /// 8 MiB and 12 KiB for each connection that is at work: what a limit of memory has to be.

@@ -33,6 +33,23 @@ pub fn text(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("deploy/{name}: {error}"))
 }
 
+/// Every file there is, with its path.
+pub fn files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut left = vec![file("")];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
 /// The documents of a YAML text.
 pub fn yaml(text: &str) -> Vec<Value> {
     YamlLoader::load_from_str(text).expect("YAML").iter().map(json).collect()
