@@ -84,6 +84,8 @@ mod ledger;
 pub mod logging;
 mod metrics;
 mod os;
+#[allow(dead_code, unused_imports, reason = "the clients that use all of it follow")]
+mod pool;
 mod reactor;
 mod report;
 mod said;

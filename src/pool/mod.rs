@@ -1,0 +1,26 @@
+//! Data: threads that own a connection each, a bounded queue that feeds them, and tickets that any
+//! executor can await.
+
+mod backoff;
+mod clock;
+mod core;
+mod error;
+mod pooled;
+mod queue;
+mod resource;
+mod slot;
+mod tally;
+mod threads;
+mod ticket;
+mod value;
+mod watch;
+
+pub use self::core::PoolLimits;
+pub use self::error::{DatabaseError, Rejection};
+pub use self::pooled::{
+    DataClient, Histogram, JobOutcome, Numbers, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
+};
+pub use self::resource::{After, Canceller, Reason, Resource};
+pub use self::threads::Pool;
+pub use self::ticket::Ticket;
+pub use self::value::{Record, Value};

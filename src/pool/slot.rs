@@ -1,0 +1,242 @@
+//! The place of one thread in its pool: what it is doing, for readers on other threads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::pooled::RunningJob;
+use super::resource::{Canceller, Reason};
+use super::ticket::{Entry, Stage};
+
+/// See the module's essay.
+pub struct Slot {
+    /// Never given twice in a pool.
+    pub id: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    health: Health,
+    /// The jobs it has in hand: one at most, unless its connection pipelines.
+    running: Vec<Running>,
+    /// `Some` while it has a connection that another thread can cancel.
+    canceller: Option<Arc<dyn Canceller>>,
+    cancel: Cancel,
+    /// It was replaced: it is to close its connection and end.
+    is_given_up: bool,
+    /// It was given up and its connection is not counted any more.
+    is_gone: bool,
+    /// `Some` when the thread looks after its jobs' tickets itself: then it wants to be woken.
+    waker: Option<Waker>,
+}
+
+struct Running {
+    entry: Arc<dyn Entry>,
+    since: Instant,
+    /// When it was seen that nobody waits for it.
+    unwanted: Option<Instant>,
+}
+
+/// How its connection is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Connecting { since: Instant },
+    Connected,
+    Down { reason: Reason, since: Instant },
+}
+
+/// What became of cancelling the job in hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    No,
+    /// A thread is asking for it.
+    Asking,
+    Asked,
+}
+
+/// What the watcher is to do about a job that runs.
+pub enum Due {
+    Nothing,
+    /// Look again.
+    By(Instant),
+    /// Call this on a thread of its own, and say [`Slot::asked`].
+    Cancel(Arc<dyn Canceller>),
+}
+
+impl Slot {
+    pub fn new(id: u64, now: Instant) -> Slot {
+        let state = State {
+            health: Health::Connecting { since: now },
+            running: Vec::new(),
+            canceller: None,
+            cancel: Cancel::No,
+            is_given_up: false,
+            is_gone: false,
+            waker: None,
+        };
+        Slot { id, state: Mutex::new(state) }
+    }
+
+    pub fn set_health(&self, health: Health) {
+        self.state().health = health;
+    }
+
+    /// It has a connection: whether that is to be counted.
+    #[must_use]
+    pub fn connect(&self) -> bool {
+        let mut state = self.state();
+        state.health = Health::Connected;
+        state.is_gone = state.is_given_up;
+        !state.is_given_up
+    }
+
+    /// It has none any more, or will have none: whether one had been counted.
+    #[must_use]
+    pub fn disconnect(&self, now: Instant) -> bool {
+        let mut state = self.state();
+        let is_counted = state.health == Health::Connected && !state.is_gone;
+        state.is_gone = state.is_given_up;
+        if !state.is_given_up {
+            state.health = Health::Connecting { since: now };
+        }
+        is_counted
+    }
+
+    pub fn set_canceller(&self, canceller: Option<Arc<dyn Canceller>>) {
+        self.state().canceller = canceller;
+    }
+
+    /// The thread looks after its jobs' tickets itself.
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut state = self.state();
+        if state.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
+        }
+    }
+
+    pub fn has_own_watch(&self) -> bool {
+        self.state().waker.is_some()
+    }
+
+    pub fn wake(&self) {
+        let waker = self.state().waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// A job is in hand.
+    pub fn begin(&self, entry: Arc<dyn Entry>, now: Instant) {
+        self.state().running.push(Running { entry, since: now, unwanted: None });
+    }
+
+    /// A job is not in hand any more. Jobs end in any order.
+    pub fn end(&self, entry: &Arc<dyn Entry>) {
+        let mut state = self.state();
+        if let Some(at) = state.running.iter().position(|job| Arc::ptr_eq(&job.entry, entry)) {
+            state.running.remove(at);
+        }
+    }
+
+    /// What became of cancelling the job that has ended; `No` again from now on, unless a thread
+    /// is still asking.
+    pub fn take_cancel(&self) -> Cancel {
+        let mut state = self.state();
+        let cancel = state.cancel;
+        if cancel == Cancel::Asked {
+            state.cancel = Cancel::No;
+        }
+        cancel
+    }
+
+    /// The canceller has returned.
+    pub fn asked(&self) {
+        self.state().cancel = Cancel::Asked;
+    }
+
+    /// What is due for the one job in hand.
+    pub fn due(&self, now: Instant, grace: Duration) -> Due {
+        let mut state = self.state();
+        let State { running, canceller, cancel, .. } = &mut *state;
+        let Some(job) = running.first_mut() else { return Due::Nothing };
+        let deadline = job.entry.facts().deadline;
+        if job.entry.stage() == Stage::Running && now < deadline {
+            return Due::By(deadline);
+        }
+        let unwanted = *job.unwanted.get_or_insert(now);
+        if *cancel != Cancel::No {
+            return Due::Nothing;
+        }
+        if now < unwanted + grace {
+            return Due::By(unwanted + grace);
+        }
+        let Some(canceller) = canceller else { return Due::Nothing };
+        *cancel = Cancel::Asking;
+        Due::Cancel(Arc::clone(canceller))
+    }
+
+    /// The jobs in hand.
+    pub fn entries(&self) -> Vec<Arc<dyn Entry>> {
+        self.state().running.iter().map(|job| Arc::clone(&job.entry)).collect()
+    }
+
+    /// Its thread is stuck: it was replaced.
+    pub fn give_up(&self) {
+        self.state().is_given_up = true;
+    }
+
+    pub fn is_given_up(&self) -> bool {
+        self.state().is_given_up
+    }
+
+    /// Since when it is connecting.
+    pub fn connecting_since(&self) -> Option<Instant> {
+        match self.state().health {
+            Health::Connecting { since } => Some(since),
+            Health::Connected | Health::Down { .. } => None,
+        }
+    }
+
+    pub fn is_busy(&self) -> bool {
+        !self.state().running.is_empty()
+    }
+
+    /// Why it has no connection, once an attempt has failed.
+    pub fn reason(&self) -> Option<Reason> {
+        match &self.state().health {
+            Health::Down { reason, .. } => Some(reason.clone()),
+            Health::Connecting { .. } | Health::Connected => None,
+        }
+    }
+
+    pub fn jobs(&self, now: Instant) -> Vec<RunningJob> {
+        let told = |job: &Running| RunningJob {
+            statement: job.entry.facts().statement.clone().into_owned(),
+            age: now.saturating_duration_since(job.since),
+        };
+        self.state().running.iter().map(told).collect()
+    }
+
+    /// What it is doing, in a word.
+    pub fn told(&self, now: Instant) -> String {
+        let state = self.state();
+        let age = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
+        match (&state.health, state.running.first()) {
+            (Health::Connected, None) => "idle".to_owned(),
+            (Health::Connected, Some(job)) => {
+                let (statement, more) = (&job.entry.facts().statement, state.running.len() - 1);
+                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+                format!("busy for {:.1} s: {statement}{more}", age(job.since))
+            }
+            (Health::Connecting { since }, _) => format!("connecting for {:.1} s", age(*since)),
+            (Health::Down { reason, since }, _) => {
+                format!("no connection for {:.1} s: {reason}", age(*since))
+            }
+        }
+    }
+
+    /// Poisoning is passed over: every critical section leaves it whole at each step.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
