@@ -104,6 +104,9 @@ pub use http::{
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
+pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
+#[cfg(feature = "postgres")]
+pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};

@@ -11,7 +11,7 @@ use super::error::DatabaseError;
 use super::pooled::{JobOutcome, Numbers, RunningJob};
 use super::queue::{Queue, Refused};
 use super::resource::Reason;
-use super::slot::{Health, Slot};
+use super::slot::{Care, Health, Slot};
 use super::tally::Tally;
 use super::ticket::{Cell, Desk, Entry, Facts, Stage, Ticket};
 use super::watch::{Bell, Look};
@@ -199,7 +199,14 @@ impl<J: Waiting> Core<J> {
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
         self.bell.ring();
-        self.queue.wake_all();
+        self.wake_slots();
+    }
+
+    fn wake_slots(&self) {
+        let slots = self.slots().clone();
+        for slot in slots {
+            slot.wake();
+        }
     }
 
     /// What the watcher has to do about the queue: jobs that have waited too long, or for nothing.
@@ -240,9 +247,9 @@ impl<J: Waiting> Core<J> {
     }
 
     /// A new thread's place.
-    pub fn add_slot(&self) -> Arc<Slot> {
+    pub fn add_slot(&self, care: Care) -> Arc<Slot> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let slot = Arc::new(Slot::new(id, clock::now()));
+        let slot = Arc::new(Slot::new(id, care, clock::now()));
         self.slots().push(Arc::clone(&slot));
         *self.crew.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         slot
@@ -277,6 +284,7 @@ impl<J: Waiting> Core<J> {
     /// No more jobs are taken, and the threads end when they have done those there are.
     pub fn end(&self) {
         self.queue.close();
+        self.wake_slots();
         self.bell.ring();
     }
 
@@ -335,7 +343,10 @@ impl<J: Waiting> Desk for Core<J> {
         let thread = facts.thread.load(Ordering::Relaxed);
         let slot = self.slots().iter().find(|slot| slot.id == thread).cloned();
         match slot {
-            Some(slot) if slot.has_own_watch() => slot.wake(),
+            Some(slot) if slot.care == Care::Thread => {
+                slot.is_rung.store(true, Ordering::SeqCst);
+                slot.wake();
+            }
             _ => self.bell.ring(),
         }
     }

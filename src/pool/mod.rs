@@ -6,6 +6,8 @@ mod clock;
 mod core;
 mod error;
 mod pooled;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod queue;
 mod resource;
 mod slot;
@@ -19,6 +21,10 @@ pub use self::core::PoolLimits;
 pub use self::error::{DatabaseError, Rejection};
 pub use self::pooled::{
     DataClient, Histogram, JobOutcome, Numbers, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
+};
+#[cfg(feature = "postgres")]
+pub use self::postgres::{
+    Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions,
 };
 pub use self::resource::{After, Canceller, Reason, Resource};
 pub use self::threads::Pool;

@@ -1,5 +1,7 @@
 //! The place of one thread in its pool: what it is doing, for readers on other threads.
 
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -12,13 +14,16 @@ use super::ticket::{Entry, Stage};
 pub struct Slot {
     /// Never given twice in a pool.
     pub id: u64,
+    pub care: Care,
+    /// A ticket of a job in hand was dropped since the thread looked.
+    pub is_rung: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
     health: Health,
     /// The jobs it has in hand: one at most, unless its connection pipelines.
-    running: Vec<Running>,
+    running: VecDeque<Running>,
     /// `Some` while it has a connection that another thread can cancel.
     canceller: Option<Arc<dyn Canceller>>,
     cancel: Cancel,
@@ -26,8 +31,17 @@ struct State {
     is_given_up: bool,
     /// It was given up and its connection is not counted any more.
     is_gone: bool,
-    /// `Some` when the thread looks after its jobs' tickets itself: then it wants to be woken.
-    waker: Option<Waker>,
+    /// Wakes the thread, wherever it waits.
+    waker: Waker,
+}
+
+/// Who sees to it that the jobs in hand end on time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// The pool's watcher: the thread may be stuck.
+    Watcher,
+    /// The thread, which is woken for it.
+    Thread,
 }
 
 struct Running {
@@ -64,17 +78,17 @@ pub enum Due {
 }
 
 impl Slot {
-    pub fn new(id: u64, now: Instant) -> Slot {
+    pub fn new(id: u64, care: Care, now: Instant) -> Slot {
         let state = State {
             health: Health::Connecting { since: now },
-            running: Vec::new(),
+            running: VecDeque::new(),
             canceller: None,
             cancel: Cancel::No,
             is_given_up: false,
             is_gone: false,
-            waker: None,
+            waker: Waker::noop().clone(),
         };
-        Slot { id, state: Mutex::new(state) }
+        Slot { id, care, is_rung: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
     pub fn set_health(&self, health: Health) {
@@ -106,36 +120,35 @@ impl Slot {
         self.state().canceller = canceller;
     }
 
-    /// The thread looks after its jobs' tickets itself.
+    /// What wakes the thread, wherever it waits.
     pub fn set_waker(&self, waker: &Waker) {
         let mut state = self.state();
-        if state.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
-            state.waker = Some(waker.clone());
+        if !state.waker.will_wake(waker) {
+            state.waker = waker.clone();
         }
     }
 
-    pub fn has_own_watch(&self) -> bool {
-        self.state().waker.is_some()
-    }
-
+    /// Wakes the thread.
     pub fn wake(&self) {
         let waker = self.state().waker.clone();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.wake();
     }
 
     /// A job is in hand.
     pub fn begin(&self, entry: Arc<dyn Entry>, now: Instant) {
-        self.state().running.push(Running { entry, since: now, unwanted: None });
+        self.state().running.push_back(Running { entry, since: now, unwanted: None });
     }
 
     /// A job is not in hand any more. Jobs end in any order.
     pub fn end(&self, entry: &Arc<dyn Entry>) {
         let mut state = self.state();
+        // Dropped with nothing locked: it may be the last of its job.
+        let mut ended = None;
         if let Some(at) = state.running.iter().position(|job| Arc::ptr_eq(&job.entry, entry)) {
-            state.running.remove(at);
+            ended = state.running.remove(at);
         }
+        drop(state);
+        drop(ended);
     }
 
     /// What became of cancelling the job that has ended; `No` again from now on, unless a thread
@@ -152,13 +165,14 @@ impl Slot {
     /// The canceller has returned.
     pub fn asked(&self) {
         self.state().cancel = Cancel::Asked;
+        self.wake();
     }
 
     /// What is due for the one job in hand.
     pub fn due(&self, now: Instant, grace: Duration) -> Due {
         let mut state = self.state();
         let State { running, canceller, cancel, .. } = &mut *state;
-        let Some(job) = running.first_mut() else { return Due::Nothing };
+        let Some(job) = running.front_mut() else { return Due::Nothing };
         let deadline = job.entry.facts().deadline;
         if job.entry.stage() == Stage::Running && now < deadline {
             return Due::By(deadline);
@@ -175,7 +189,13 @@ impl Slot {
         Due::Cancel(Arc::clone(canceller))
     }
 
-    /// The jobs in hand.
+    /// When the oldest job in hand was begun, and how many there are.
+    pub fn oldest(&self) -> (Option<Instant>, usize) {
+        let state = self.state();
+        (state.running.front().map(|job| job.since), state.running.len())
+    }
+
+    /// The jobs in hand, oldest first.
     pub fn entries(&self) -> Vec<Arc<dyn Entry>> {
         self.state().running.iter().map(|job| Arc::clone(&job.entry)).collect()
     }
@@ -221,7 +241,7 @@ impl Slot {
     pub fn told(&self, now: Instant) -> String {
         let state = self.state();
         let age = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
-        match (&state.health, state.running.first()) {
+        match (&state.health, state.running.front()) {
             (Health::Connected, None) => "idle".to_owned(),
             (Health::Connected, Some(job)) => {
                 let (statement, more) = (&job.entry.facts().statement, state.running.len() - 1);

@@ -28,7 +28,7 @@ use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
 use super::queue::Sleep;
 use super::resource::Reason;
 use super::resource::{After, Canceller, Resource};
-use super::slot::{Cancel, Due, Health, Slot};
+use super::slot::{Cancel, Care, Due, Health, Slot};
 use super::ticket::{Cell, Entry, Ticket};
 use super::watch::{Look, Watched};
 
@@ -146,10 +146,11 @@ impl<R: Resource> Pooled for Pool<R> {
 
 impl<R: Resource> Shared<R> {
     fn start_thread(self: &Arc<Self>) -> io::Result<()> {
-        let slot = self.core.add_slot();
+        let slot = self.core.add_slot(Care::Watcher);
         let id = slot.id;
         let shared = Arc::clone(self);
-        let run = move || Runner { shared, slot, backoff: Backoff::default() }.run();
+        let run =
+            move || Runner { shared, slot, backoff: Backoff::default(), alarm: Alarm::new() }.run();
         let name = format!("ebbtide-{}-{id}", self.core.name);
         let started = Builder::new().name(name).spawn(run);
         started.map(drop).inspect_err(|_| self.core.leave(id))
@@ -231,6 +232,7 @@ struct Runner<R: Resource> {
     shared: Arc<Shared<R>>,
     slot: Arc<Slot>,
     backoff: Backoff,
+    alarm: Arc<Alarm>,
 }
 
 /// Why a connection is not used any longer.
@@ -244,6 +246,7 @@ enum End {
 
 impl<R: Resource> Runner<R> {
     fn run(mut self) {
+        self.slot.set_waker(&Waker::from(Arc::clone(&self.alarm)));
         while !self.is_over() {
             self.slot.set_health(Health::Connecting { since: clock::now() });
             self.shared.core.bell.ring_by(clock::now() + CONNECT_MAX);
@@ -275,7 +278,7 @@ impl<R: Resource> Runner<R> {
             if now >= end || self.is_over() {
                 break;
             }
-            thread::park_timeout((end - now).min(PAUSE_STEP));
+            thread::park_timeout(end - now);
         }
     }
 
@@ -313,14 +316,20 @@ impl<R: Resource> Runner<R> {
     /// Sleeps until there is a job: false when the connection broke meanwhile.
     fn rest(&self, resource: &mut R) -> bool {
         let core = &self.shared.core;
-        let alarm = Alarm::new();
-        let waker = Waker::from(Arc::clone(&alarm));
+        let alarm = &self.alarm;
+        alarm.has_rung.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(alarm));
         if !core.queue.lie_down(self.slot.id, Sleep::Idle, &waker) {
             return true;
         }
         loop {
+            if core.queue.is_closed() {
+                core.queue.rise(self.slot.id);
+                return true;
+            }
             thread::park_timeout(REST_CHECK_INTERVAL);
             if alarm.has_rung.load(Ordering::Acquire) {
+                core.queue.rise(self.slot.id);
                 return core.queue.is_closed() || resource.is_usable(After::Rest);
             }
             if !resource.is_usable(After::Rest) {
@@ -403,9 +412,6 @@ const CANCEL_MAX: Duration = Duration::from_secs(2);
 
 /// How often something is looked at that tells nobody.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-
-/// How often a thread without a connection looks whether it is to end.
-const PAUSE_STEP: Duration = Duration::from_millis(20);
 
 /// How often an idle connection is looked at, so that `/readyz` tells of one that broke.
 const REST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
