@@ -2,20 +2,23 @@
 //! [`Config`] whose every value is in range, or into one line that says what to repair.
 //!
 //! `table.rs` declares the keys, once. What a value of a kind looks like is in `value.rs`,
-//! `place.rs` and `units.rs`; where values come from and which of them holds is in `flags.rs`,
-//! `file.rs` and `layer.rs`; `source.rs` names sources and errors; `render.rs` writes the table.
+//! `place.rs`, `secret.rs` and `units.rs`; where values come from and which of them holds is in
+//! `flags.rs`, `file.rs` and `layer.rs`; `source.rs` names sources and errors; `render.rs` writes
+//! the table.
 //!
 //! Invariants: nothing here reads the process's own environment, arguments or working directory
 //! (they are arguments, so a test can not disturb another), and nothing is bound, opened for
 //! writing or logged. A key works alike in all three places: `shutdown_timeout = 30` in the file is
 //! `SHUTDOWN_TIMEOUT=30` in the environment and `--shutdown-timeout 30` on the command line; later
-//! wins. Beside the table stand only `--config`, `EBBTIDE_CONFIG` and `PORT`.
+//! wins. Beside the table stand only `--config`, `EBBTIDE_CONFIG` and `PORT`, and for secrets the
+//! variables that name a file.
 
 mod file;
 mod flags;
 mod layer;
 mod place;
 mod render;
+mod secret;
 mod source;
 mod table;
 mod units;
@@ -27,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use self::layer::{Entry, Layers};
 pub use self::render::{markdown_table, print_config, sample_settings};
+pub use self::secret::Secret;
 pub use self::source::{ConfigError, Setting, Source, Sources};
 use self::table::KEYS;
 pub use self::table::{ClientHalfClose, Config, LogFormat};
@@ -116,7 +120,7 @@ pub fn load(
     }
     let layers = Layers {
         file: file::read(named_file(line.config, env)?, cwd)?,
-        environment: layer::environment(env)?,
+        environment: layer::environment(env, cwd)?,
         flags: line.flags,
     };
     let (mut config, mut sources) = Config::read(&layers)?;

@@ -16,6 +16,7 @@ use log::LevelFilter;
 
 use super::layer::Layers;
 use super::place::{Addresses, At, OptionalPath};
+use super::secret::{OptionalSecret, Secret};
 use super::source::{ConfigError, Sources};
 use super::units::{GIB, KIB, TIB};
 use super::value::{Choice, Count, Describe, Kind, OrWord, Size, Span, Switch};
@@ -37,6 +38,11 @@ impl Key {
     /// `SHUTDOWN_TIMEOUT` for `shutdown_timeout`.
     pub(super) fn variable(&self) -> String {
         self.name.to_ascii_uppercase()
+    }
+
+    /// `DATABASE_URL_FILE` for `database_url`, for secrets.
+    pub(super) fn file_variable(&self) -> Option<String> {
+        self.kind.is_secret().then(|| format!("{}_FILE", self.variable()))
     }
 
     /// `shutdown-timeout` for `shutdown_timeout`.
@@ -234,6 +240,18 @@ keys! {
 
         /// File that the report of the shutdown is written to, as JSON; nothing writes no file.
         shutdown_report_path: Option<PathBuf> = "" in OptionalPath;
+    }
+    Data {
+        /// The database: `postgres://user:password@host/name`, `sqlite:PATH`, `sqlite::memory:`, or
+        /// `off` for none. Without one it is the file `ebbtide.db` in the working directory.
+        database_url: Option<Secret> = "" in OptionalSecret("an address of a database");
+
+        /// A Redis server: `redis://:password@host:6379/0`. Wants the feature `redis`.
+        redis_url: Option<Secret> = "" in OptionalSecret("an address of a Redis server");
+
+        /// Where panics and responses of 500 and above are reported: the DSN of a Sentry project.
+        /// Wants the feature `sentry`.
+        sentry_dsn: Option<Secret> = "" in OptionalSecret("a DSN");
     }
     Logs {
         /// The least severe level that is logged.
