@@ -28,6 +28,7 @@
 //! | `ledger` | what became of every connection and request: counters with two laws |
 //! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
 //! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
+//! | `pool` | threads that own connections to a database, a bounded queue, tickets; PostgreSQL |
 //! | `app` | the router, health endpoints, and what `ebbtide serve` serves |
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
@@ -110,12 +111,26 @@ pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, Postgres
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
-pub use report::{LostLine, Report};
+pub use report::{JobLine, LostLine, Report};
 pub use server::{
     ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, InheritedListeners, Options,
     Server, ServiceManager, Snapshot, StartError, Workers, inherited_listeners, service_manager,
 };
 pub use signals::{Signals, setup_signal_handlers};
+
+/// The parameters of a statement: owned values that implement `ToSql`.
+///
+/// ```
+/// let params = ebbtide::params![42_i64, "name".to_owned()];
+/// # let _ = params;
+/// ```
+#[cfg(feature = "postgres")]
+#[macro_export]
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        $crate::Params::default()$(.and($value))*
+    };
+}
 
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]

@@ -21,6 +21,8 @@ use ebbtide::{
     Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
     setup_signal_handlers,
 };
+#[cfg(feature = "postgres")]
+use ebbtide::{Postgres, PostgresAddress, PostgresOptions};
 
 fn main() -> ExitCode {
     let cwd = std::env::current_dir().unwrap_or_default();
@@ -139,13 +141,39 @@ fn start(
         Lab::Off
     };
     let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
-    let server = server.with_signals(signals);
+    #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "has no database"))]
+    let mut server = server.with_signals(signals);
+    #[cfg(feature = "postgres")]
+    if let Some(database) = database(config)? {
+        server = server.with_database(&database);
+    }
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return server.run();
     }
     let manager = service_manager()
         .map_err(|source| StartError::System { what: "start a thread", source })?;
     server.with_service_manager(manager).run()
+}
+
+/// The client of the database.
+#[cfg(feature = "postgres")]
+fn database(config: &Config) -> Result<Option<Postgres>, StartError> {
+    let url = config.database_url.as_ref().map(|url| url.expose());
+    let Some(address) = url.filter(|url| *url != "off" && !url.starts_with("sqlite:")) else {
+        return Ok(None);
+    };
+    let address = PostgresAddress::parse(address).expect("the configuration was checked");
+    let options = PostgresOptions {
+        pipelined: config.pool_pipelined,
+        exclusive: config.pool_exclusive,
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        statement_timeout: config.statement_timeout,
+    };
+    let started = Postgres::start(&address, options);
+    let failed = |source| StartError::System { what: "start the client of the database", source };
+    started.map(Some).map_err(failed)
 }
 
 /// What is left of the budget now that the report's file has been written, or given up.

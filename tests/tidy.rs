@@ -35,6 +35,7 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("logging", &[], "the library must work with any logger; this one is the binary's"),
     ("os", &[], "system calls, none of our ideas"),
     ("reactor", &["os"], "readiness, time and wakes; a socket asks the system for its queue"),
+    ("pool", &["said"], "threads and tickets for any executor; a server sees it from outside"),
     (
         "http",
         &["reactor", "ledger", "metrics", "said"],
@@ -42,7 +43,7 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "app",
-        &["http", "drain", "ledger", "metrics", "reactor::sleep", "reactor::blocking"],
+        &["http", "drain", "ledger", "metrics", "pool", "reactor::sleep", "reactor::blocking"],
         "handlers in, answers out: status from the books, no sockets and no threads",
     ),
     (
@@ -53,15 +54,15 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     (
         "server",
         &[
-            "app", "cleanup", "drain", "http", "ledger", "logging", "metrics", "os", "reactor",
-            "report", "signals",
+            "app", "cleanup", "drain", "http", "ledger", "logging", "metrics", "os", "pool",
+            "reactor", "report", "signals",
         ],
         "composition: the only place that sees everything, except where settings come from",
     ),
     (
         "config",
-        &["server::Address", "server::AddressError"],
-        "reads the world into plain values; an address is parsed where it is bound",
+        &["server::Address", "server::AddressError", "pool::PostgresAddress"],
+        "reads the world into plain values; an address is parsed by who binds or connects to it",
     ),
     ("lib", &["*"], "the public face"),
     ("main", &[], "a user of the library: names it as `ebbtide`"),
@@ -115,12 +116,20 @@ const FENCES: &[Fence] = &[
         instead: "a setting is a row of config/table.rs" },
     Fence { name: "toml::", only_in: &["src/config/"], unit_tests: Held,
         instead: "a setting is a row of config/table.rs" },
+    Fence { name: "tokio::", only_in: &["src/pool/postgres_pipeline.rs"], unit_tests: Held,
+        instead: "a runtime lives inside a thread of the PostgreSQL client, and nowhere else" },
+    Fence { name: "tokio_postgres::", only_in: &["src/pool/"], unit_tests: Held,
+        instead: "use src/pool" },
+    Fence { name: "rustls::", only_in: &["src/pool/postgres_tls.rs"], unit_tests: Held,
+        instead: "connect in src/pool" },
     Fence { name: "matchit::", only_in: &["src/app/router.rs"], unit_tests: Held,
         instead: "routes are added to app::Router" },
 
     // The clock: read once per turn, so that all that happens in a turn agrees on the time.
     Fence { name: "Instant::now",
-        only_in: &["src/reactor/turn.rs", "src/logging/", "src/main.rs"], unit_tests: Free,
+        // The threads of a pool have no turns.
+        only_in: &["src/reactor/turn.rs", "src/pool/clock.rs", "src/logging/", "src/main.rs"],
+        unit_tests: Free,
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: "turn::clock",
         // An access log's line wants the time its request took, within the turn; who waits for
@@ -147,8 +156,9 @@ const FENCES: &[Fence] = &[
     Fence { name: "process::abort", only_in: &[], unit_tests: Held,
         instead: "return an outcome: the process ends when `main` returns" },
     Fence { name: "thread::Builder",
-        only_in: &["src/server/", "src/reactor/blocking.rs", "src/logging/"], unit_tests: Free,
-        instead: "threads are started by the server, the blocking pool and the log" },
+        only_in: &["src/server/", "src/reactor/blocking.rs", "src/pool/", "src/logging/"],
+        unit_tests: Free,
+        instead: "threads are started by the server, the pools and the log" },
     Fence { name: "thread::spawn", only_in: &[], unit_tests: Free,
         instead: "use thread::Builder with a name, and handle the error" },
     Fence { name: "thread::sleep",

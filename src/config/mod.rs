@@ -125,6 +125,7 @@ pub fn load(
     };
     let (mut config, mut sources) = Config::read(&layers)?;
     apply_port(&mut config, &mut sources, env)?;
+    check_database(&config, &sources)?;
     check(&config, &sources)?;
     Ok(Invocation { command: line.command, config, sources })
 }
@@ -175,6 +176,24 @@ fn apply_port(
     Ok(())
 }
 
+/// Looks at the address of the database. What it is like is for its client to say.
+fn check_database(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let Some(url) = &config.database_url else { return Ok(()) };
+    if url.expose() == "off" || url.expose().starts_with("sqlite:") {
+        return Ok(());
+    }
+    #[cfg(feature = "postgres")]
+    let checked = crate::pool::PostgresAddress::parse(url.expose()).map(drop);
+    #[cfg(not(feature = "postgres"))]
+    let checked: Result<(), &str> = Err("this build has no client for it: expected `off`");
+    checked.map_err(|why| ConfigError::Value {
+        source: sources.of(DATABASE_URL).clone(),
+        key: DATABASE_URL,
+        value: source::shown_text(&url.to_string()),
+        expected: why.to_string(),
+    })
+}
+
 /// Looks for values that can not hold together.
 fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let setting = |name: &str| {
@@ -192,6 +211,10 @@ fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     if config.shutdown_delay > config.shutdown_timeout / DELAY_SHARE {
         let rule = "expected a delay of at most a third of the whole budget";
         return against("shutdown_delay", "shutdown_timeout", rule);
+    }
+    if config.pool_job_timeout < config.statement_timeout {
+        let rule = "the database is to end a statement before it is given up: expected no less";
+        return against("pool_job_timeout", "statement_timeout", rule);
     }
     if !config.shutdown_wait_for_connections && !config.shutdown_force_after_timeout {
         let rule = "what is not waited for is ended by force: expected one of them to be true";
@@ -221,5 +244,6 @@ pub const EXIT_USAGE: u8 = 2;
 /// The lame duck gets at most this part of the budget; the other phases need the rest.
 const DELAY_SHARE: u32 = 3;
 
+const DATABASE_URL: &str = "database_url";
 const LISTEN: &str = "listen";
 const PORT: &str = "PORT";

@@ -246,6 +246,25 @@ keys! {
         /// `off` for none. Without one it is the file `ebbtide.db` in the working directory.
         database_url: Option<Secret> = "" in OptionalSecret("an address of a database");
 
+        /// Threads, each with a connection, that keep single statements in flight together.
+        pool_pipelined: usize = "4" in Count { min: 1, max: 256 };
+
+        /// Threads, each with a connection, for transactions and whatever else needs one to itself.
+        pool_exclusive: usize = "8" in Count { min: 1, max: 1024 };
+
+        /// Jobs that may wait for a thread of either kind; beyond it 503 with Retry-After.
+        pool_queue: usize = "1024" in Count { min: 1, max: MILLION };
+
+        /// How long a job may wait for a thread; beyond it 503 with Retry-After.
+        pool_queue_timeout: Duration = "1s" in PATIENCE;
+
+        /// From submitting a job to giving it up, whatever the database does. At least
+        /// `statement_timeout`.
+        pool_job_timeout: Duration = "5s" in PATIENCE;
+
+        /// How long the database may work on one statement.
+        statement_timeout: Duration = "2s" in PATIENCE;
+
         /// A Redis server: `redis://:password@host:6379/0`. Wants the feature `redis`.
         redis_url: Option<Secret> = "" in OptionalSecret("an address of a Redis server");
 

@@ -257,8 +257,11 @@ impl<J: Waiting> Core<J> {
 
     /// A thread has ended.
     pub fn leave(&self, id: u64) {
-        self.slots().retain(|slot| slot.id != id);
-        *self.crew.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        {
+            let mut crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
+            self.slots().retain(|slot| slot.id != id);
+            *crew -= 1;
+        }
         self.crew_left.notify_all();
         self.bell.ring();
     }
@@ -268,13 +271,14 @@ impl<J: Waiting> Core<J> {
         *self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until every thread has ended, until `deadline` at most: how many have not.
-    pub fn wait_for_crew(&self, deadline: Instant) -> usize {
+    /// Waits until every thread that serves has ended, until `deadline` at most: how many have not.
+    fn wait_for_crew(&self, deadline: Instant) -> usize {
         let mut crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
+            let serving = self.slots().len();
             let patience = deadline.saturating_duration_since(clock::now());
-            if *crew == 0 || patience.is_zero() {
-                return *crew;
+            if serving == 0 || patience.is_zero() {
+                return serving;
             }
             let waited = self.crew_left.wait_timeout(crew, patience);
             crew = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -297,8 +301,9 @@ impl<J: Waiting> Core<J> {
             self.cancel();
         }
         match self.wait_for_crew(deadline) {
+            // Threads that were given up are not waited for: their servers do not answer.
             0 => Ok(()),
-            left => Err(format!("{left} connections could not be closed in time")),
+            left => Err(format!("{}: {left} connections could not be closed in time", self.name)),
         }
     }
 

@@ -8,6 +8,18 @@ mod error;
 mod pooled;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_address;
+#[cfg(feature = "postgres")]
+mod postgres_errors;
+#[cfg(feature = "postgres")]
+mod postgres_exclusive;
+#[cfg(feature = "postgres")]
+mod postgres_params;
+#[cfg(feature = "postgres")]
+mod postgres_pipeline;
+#[cfg(feature = "postgres")]
+mod postgres_tls;
 mod queue;
 mod resource;
 mod slot;
@@ -23,9 +35,11 @@ pub use self::pooled::{
     DataClient, Histogram, JobOutcome, Numbers, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
 };
 #[cfg(feature = "postgres")]
-pub use self::postgres::{
-    Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions,
-};
+pub use self::postgres::{Postgres, PostgresOptions};
+#[cfg(feature = "postgres")]
+pub use self::postgres_address::{PostgresAddress, PostgresAddressError};
+#[cfg(feature = "postgres")]
+pub use self::postgres_params::Params;
 pub use self::resource::{After, Canceller, Reason, Resource};
 pub use self::threads::Pool;
 pub use self::ticket::Ticket;

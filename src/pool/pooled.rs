@@ -20,7 +20,7 @@ pub trait Pooled: Send + Sync {
     /// What it has done so far.
     fn numbers(&self) -> Numbers;
 
-    /// What runs now, oldest first.
+    /// What the threads have in hand, oldest first.
     fn jobs(&self, now: Instant) -> Vec<RunningJob>;
 
     /// What each of its threads is doing, in a word each.
@@ -28,6 +28,9 @@ pub trait Pooled: Send + Sync {
 
     /// Ends all that runs and all that waits, now and from now on. Does not block.
     fn cancel(&self);
+
+    /// Takes no more jobs; its threads end once those there are done. Does not block.
+    fn end(&self);
 
     /// Takes no more jobs, waits for those that run and closes every connection. What still runs
     /// shortly before `deadline` is cancelled. Blocks.
@@ -44,13 +47,32 @@ pub trait DataClient {
     fn pools(&self) -> Pools;
 }
 
-/// The pools of a client.
-#[derive(Clone, Default)]
-pub struct Pools(pub(crate) Vec<Arc<dyn Pooled>>);
+/// The pools of a client, under the name that `close_...` and `/readyz?verbose` give it.
+#[derive(Clone)]
+pub struct Pools {
+    pub(crate) name: &'static str,
+    pub(crate) pools: Vec<Arc<dyn Pooled>>,
+}
+
+impl Pools {
+    pub(crate) fn usable(&self) -> Result<(), String> {
+        self.pools.iter().try_for_each(|pool| pool.usable())
+    }
+
+    /// Closes them side by side. Blocks until `deadline` at most.
+    ///
+    /// # Errors
+    /// What could not be closed, of the first that says so.
+    pub(crate) fn close(&self, deadline: Instant) -> Result<(), String> {
+        self.pools.iter().for_each(|pool| pool.end());
+        let closed = self.pools.iter().map(|pool| pool.close(deadline));
+        closed.fold(Ok(()), Result::and)
+    }
+}
 
 impl fmt::Debug for Pools {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|pool| pool.name())).finish()
+        f.debug_list().entries(self.pools.iter().map(|pool| pool.name())).finish()
     }
 }
 

@@ -139,6 +139,10 @@ impl<R: Resource> Pooled for Pool<R> {
         self.shared.core.cancel();
     }
 
+    fn end(&self) {
+        self.shared.core.end();
+    }
+
     fn close(&self, deadline: Instant) -> Result<(), String> {
         self.shared.core.close(deadline)
     }

@@ -3,6 +3,7 @@
 mod address;
 mod closing;
 mod control;
+mod data;
 mod dealer;
 mod elders;
 pub(crate) mod endpoint;
@@ -204,6 +205,7 @@ impl Server {
         let workers = self.options.workers.count();
         let entered = self.reactor.enter(blocking.clone());
         let mut control = self.control()?;
+        self.add_closing_hooks();
         let started = if workers == 0 {
             self.start_here(&mut control, &capacity)
         } else {
@@ -253,6 +255,7 @@ impl Server {
             handle: self.shutdown_handle(),
             cleanup: Cleanup::default(),
             hooks_told: 0,
+            cancelled_jobs: None,
             phases: Vec::new(),
             reason: String::new(),
             at_shutdown: Counts::default(),

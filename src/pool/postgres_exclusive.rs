@@ -11,9 +11,9 @@ use postgres::fallible_iterator::FallibleIterator;
 use postgres::{CancelToken, Client};
 use tokio_postgres::config::Host;
 
-use super::address::PostgresAddress;
-use super::tls::{Tls, connector};
-use crate::pool::resource::{After, Canceller, Reason, Resource};
+use super::postgres_address::PostgresAddress;
+use super::postgres_tls::{Tls, connector};
+use super::resource::{After, Canceller, Reason, Resource};
 use crate::said::chain;
 
 /// One connection.

@@ -1,28 +1,20 @@
 //! PostgreSQL in two ways: single statements, pipelined on a few connections, and closures and
 //! transactions, each alone on a connection of another set.
 
-mod address;
-mod errors;
-mod exclusive;
-mod params;
-mod pipeline;
-mod tls;
-
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub use self::address::{PostgresAddress, PostgresAddressError};
-use self::exclusive::Exclusive;
-pub use self::params::Params;
-use self::params::record;
-use self::pipeline::Pipeline;
 use super::core::PoolLimits;
 use super::error::DatabaseError;
-use super::pooled::{DataClient, Pools};
+use super::pooled::{DataClient, Pooled, Pools};
+use super::postgres_address::PostgresAddress;
+use super::postgres_exclusive::Exclusive;
+use super::postgres_params::{Params, record};
+use super::postgres_pipeline::Pipeline;
 use super::threads::Pool;
 use super::ticket::Ticket;
 use super::value::{Record, Value};
@@ -191,9 +183,38 @@ impl Postgres {
     }
 }
 
+impl Postgres {
+    /// Whether a statement and a closure would find a connection, now. Queues behind nothing.
+    ///
+    /// # Errors
+    /// Why not, in one line for operators: it may name hosts and users, never a password.
+    pub fn usable(&self) -> Result<(), String> {
+        self.pools().usable()
+    }
+
+    /// Ends all that runs and waits, now and from now on, and does not wait for it.
+    pub fn cancel(&self) {
+        self.pipeline.cancel();
+        self.exclusive.cancel();
+    }
+
+    /// Takes no more jobs, waits for those there are and closes every connection. What still runs
+    /// shortly before `deadline` is cancelled. Blocks. A server that was given this client
+    /// ([`Server::with_database`](crate::Server::with_database)) does so by itself.
+    ///
+    /// # Errors
+    /// What could not be closed in time.
+    pub fn close(&self, deadline: Instant) -> Result<(), String> {
+        self.pools().close(deadline)
+    }
+}
+
 impl DataClient for Postgres {
     fn pools(&self) -> Pools {
-        Pools(vec![Arc::new(self.pipeline.clone()), Arc::new(self.exclusive.clone())])
+        Pools {
+            name: NAME,
+            pools: vec![Arc::new(self.pipeline.clone()), Arc::new(self.exclusive.clone())],
+        }
     }
 }
 
@@ -202,6 +223,9 @@ impl fmt::Debug for Postgres {
         f.debug_struct("Postgres").finish_non_exhaustive()
     }
 }
+
+/// What it is to the server around it.
+const NAME: &str = "database";
 
 /// The names of the two sets in metrics and logs.
 const PIPELINED: &str = "postgres_pipelined";

@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use crate::pool::error::DatabaseError;
-use crate::pool::value::{Record, Value};
+use super::error::DatabaseError;
+use super::value::{Record, Value};
 
 /// The parameters of a statement, `$1` first. Make them with [`params!`](crate::params).
 #[derive(Default)]
@@ -34,19 +34,6 @@ impl fmt::Debug for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Params({})", self.0.len())
     }
-}
-
-/// The parameters of a statement: owned values that implement `ToSql`.
-///
-/// ```
-/// let params = ebbtide::params![42_i64, "name".to_owned()];
-/// # let _ = params;
-/// ```
-#[macro_export]
-macro_rules! params {
-    ($($value:expr),* $(,)?) => {
-        $crate::Params::default()$(.and($value))*
-    };
 }
 
 impl ToSql for Value {

@@ -37,19 +37,19 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row, Statement};
 
-use super::address::PostgresAddress;
-use super::params::Params;
-use super::tls::{Tls, connector};
-use crate::pool::backoff::Backoff;
-use crate::pool::clock;
-use crate::pool::core::{Core, PoolLimits, Waiting};
-use crate::pool::error::DatabaseError;
-use crate::pool::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
-use crate::pool::queue::Sleep;
-use crate::pool::resource::Reason;
-use crate::pool::slot::{Care, Health, Slot};
-use crate::pool::ticket::{Cell, Entry, Stage, Ticket};
-use crate::pool::watch::{Look, Watched};
+use super::backoff::Backoff;
+use super::clock;
+use super::core::{Core, PoolLimits, Waiting};
+use super::error::DatabaseError;
+use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
+use super::postgres_address::PostgresAddress;
+use super::postgres_params::Params;
+use super::postgres_tls::{Tls, connector};
+use super::queue::Sleep;
+use super::resource::Reason;
+use super::slot::{Care, Health, Slot};
+use super::ticket::{Cell, Entry, Stage, Ticket};
+use super::watch::{Look, Watched};
 use crate::said::chain;
 
 /// The threads; clones share them. They end when the last clone is gone, or with
@@ -170,6 +170,10 @@ impl Pooled for Pipeline {
 
     fn cancel(&self) {
         self.shared.core.cancel();
+    }
+
+    fn end(&self) {
+        self.shared.core.end();
     }
 
     fn close(&self, deadline: Instant) -> Result<(), String> {

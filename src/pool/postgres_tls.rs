@@ -1,7 +1,7 @@
 //! TLS to the database, where it is built in.
 
-use super::address::PostgresAddress;
-use crate::pool::resource::Reason;
+use super::postgres_address::PostgresAddress;
+use super::resource::Reason;
 
 #[cfg(not(feature = "postgres-tls"))]
 pub use without::{Tls, connector};
@@ -37,7 +37,7 @@ mod with {
     };
     use tokio_postgres_rustls::MakeRustlsConnect;
 
-    use super::super::address::{Roots, Trust};
+    use super::super::postgres_address::{Roots, Trust};
     use super::{PostgresAddress, Reason};
 
     /// Encrypts, and asks as much as the address wants to know.
