@@ -33,7 +33,7 @@
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
-//! | `said` | what errors and panics say, as text |
+//! | `said`, `awaited` | what errors and panics say, as text; what a handler waits for |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
 //! # The life of a request
@@ -77,6 +77,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod app;
+mod awaited;
 mod cleanup;
 mod config;
 mod drain;

@@ -28,6 +28,7 @@ use tree::{Findings, src};
 const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("drain", &[], "pure: facts in, orders out"),
     ("said", &[], "text of errors and panics, whoever met them"),
+    ("awaited", &[], "a word left by who is waited for, found by who waits"),
     ("cleanup", &["said"], "pure: which hooks run and until when; threads are the server's"),
     ("ledger", &[], "plain counters that every layer writes or reads"),
     ("metrics", &[], "is told facts and gives them names"),
@@ -35,10 +36,14 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("logging", &[], "the library must work with any logger; this one is the binary's"),
     ("os", &[], "system calls, none of our ideas"),
     ("reactor", &["os"], "readiness, time and wakes; a socket asks the system for its queue"),
-    ("pool", &["said"], "threads and tickets for any executor; a server sees it from outside"),
+    (
+        "pool",
+        &["awaited", "said"],
+        "threads and tickets for any executor; a server sees it from outside",
+    ),
     (
         "http",
-        &["reactor", "ledger", "metrics", "said"],
+        &["reactor", "awaited", "ledger", "metrics", "said"],
         "a connection's life on a reactor, in the books",
     ),
     (

@@ -27,6 +27,7 @@ use super::message::{IntoResponse, Request, Response};
 use super::site::Mode;
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
+use crate::awaited;
 use crate::ledger::RejectedCode;
 use crate::said::panic_message;
 
@@ -284,6 +285,11 @@ impl CallFuture {
         if !std::mem::replace(&mut self.polled, true) {
             // From now on a request that waits is listed as waiting.
             self.flow.site().watch.returned();
+        }
+        // Taken in any case: what one handler leaves is not for the next.
+        let awaited = awaited::take();
+        if matches!(polled, Ok(Poll::Pending)) {
+            self.flow.awaited.set(awaited);
         }
         match polled {
             Ok(poll) => poll,

@@ -151,7 +151,11 @@ impl<J: Waiting> Core<J> {
     pub fn give_up(&self, slot: &Slot) {
         slot.give_up();
         self.note_disconnected(slot);
-        self.slots().retain(|other| other.id != slot.id);
+        {
+            let _crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
+            self.slots().retain(|other| other.id != slot.id);
+        }
+        self.crew_left.notify_all();
     }
 
     /// A thread could not connect, and tries again at `retry_at`. When no other has a connection,
@@ -303,7 +307,11 @@ impl<J: Waiting> Core<J> {
         match self.wait_for_crew(deadline) {
             // Threads that were given up are not waited for: their servers do not answer.
             0 => Ok(()),
-            left => Err(format!("{}: {left} connections could not be closed in time", self.name)),
+            left => Err(format!(
+                "{}: {left} connections could not be closed in time: {}",
+                self.name,
+                self.threads().join(", ")
+            )),
         }
     }
 

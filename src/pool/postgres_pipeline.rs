@@ -21,7 +21,7 @@ use std::collections::hash_map::RandomState;
 use std::future::{Future, poll_fn};
 use std::hash::BuildHasher;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -201,7 +201,10 @@ impl Thread {
         let core = Arc::clone(&self.shared.core);
         while !core.queue.is_closed() {
             self.slot.set_health(Health::Connecting { since: clock::now() });
-            match connect(&self.shared.address).await {
+            let Some(connected) = self.until_closed(connect(&self.shared.address)).await else {
+                break;
+            };
+            match connected {
                 Ok((client, connection, tls)) => {
                     self.backoff.succeed();
                     let line = Line::new(Arc::clone(&core), Arc::clone(&self.slot), client, tls);
@@ -224,12 +227,20 @@ impl Thread {
         let core = &self.shared.core;
         core.note_failed(&self.slot, reason, clock::now());
         let wait = self.backoff.fail(RandomState::new().hash_one(self.slot.id));
-        let mut timer = Box::pin(time::sleep(wait));
+        let _closed = self.until_closed(time::sleep(wait)).await;
+    }
+
+    /// Does `work` until it is done or the pool is closed: `None` when that comes first.
+    async fn until_closed<F: Future>(&self, work: F) -> Option<F::Output> {
+        let mut work = pin!(work);
         poll_fn(|cx| {
             self.slot.set_waker(cx.waker());
-            if core.queue.is_closed() { Poll::Ready(()) } else { timer.as_mut().poll(cx) }
+            if self.shared.core.queue.is_closed() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
         })
-        .await;
+        .await
     }
 }
 
@@ -315,7 +326,10 @@ impl Line {
         if over == Over::Closed || !self.core.is_down() {
             let closing = time::timeout(CLOSE_MAX, driver).await;
             if !matches!(closing, Ok(Ok(()))) {
-                log::debug!(event_type = "database_close"; "a connection did not close: {closing:?}");
+                log::debug!(
+                    event_type = "database_close";
+                    "a connection did not close: {closing:?}"
+                );
             }
         }
     }

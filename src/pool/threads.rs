@@ -176,8 +176,11 @@ impl<R: Resource> Shared<R> {
     /// Does what is due for one thread. Returns when to look again.
     fn look_at(self: &Arc<Self>, slot: &Arc<Slot>, now: Instant) -> Option<Instant> {
         if let Some(since) = slot.connecting_since() {
-            let end = since + CONNECT_MAX;
-            if now >= end {
+            let is_closing = self.core.queue.is_closed();
+            let end = since + if is_closing { CLOSING_CONNECT_MAX } else { CONNECT_MAX };
+            if now >= end && is_closing {
+                self.core.give_up(slot);
+            } else if now >= end {
                 self.replace(slot);
             }
             return Some(end.max(now + LOOK_INTERVAL));
@@ -406,6 +409,9 @@ impl Wake for Alarm {
 /// How long an attempt to connect may take before its thread is replaced: more than a resource is
 /// to take.
 const CONNECT_MAX: Duration = Duration::from_secs(4);
+
+/// As above, once the pool is closing: there is nothing yet to say good-bye to.
+const CLOSING_CONNECT_MAX: Duration = Duration::from_millis(300);
 
 /// How long a job that nobody waits for may go on by itself. Most are over before: cancelling costs
 /// a connection.

@@ -17,13 +17,15 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use super::error::DatabaseError;
+use crate::awaited;
 
 /// The future of a job's result. Any executor can await it; dropping it cancels the job: one that
 /// was not begun never will be, one that is under way is cancelled at the database where that
@@ -158,6 +160,22 @@ impl<T> Ticket<T> {
         Ticket { cell, desk: None }
     }
 
+    /// Blocks the calling thread until the job is over: for programs that begin or end, never for
+    /// a handler, which awaits it.
+    ///
+    /// # Errors
+    /// As awaiting it.
+    pub fn wait(self) -> Result<T, DatabaseError> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut ticket = pin!(self);
+        loop {
+            if let Poll::Ready(result) = ticket.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return result;
+            }
+            thread::park();
+        }
+    }
+
     /// What the job does.
     pub fn statement(&self) -> &str {
         &self.cell.facts.statement
@@ -174,6 +192,11 @@ impl<T> Future for Ticket<T> {
         if state.stage == Stage::Done {
             return Poll::Ready(state.result.take().expect("a ticket is ready once"));
         }
+        awaited::note(match self.cell.facts.statement {
+            Cow::Borrowed(statement) => statement,
+            // Words for operators outlive the job.
+            Cow::Owned(_) => UNNAMED,
+        });
         if state.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             let before = state.waker.replace(cx.waker().clone());
             drop(state);
@@ -209,6 +232,18 @@ impl<T> fmt::Debug for Ticket<T> {
         f.debug_struct("Ticket").field("statement", &self.statement()).finish_non_exhaustive()
     }
 }
+
+/// Wakes a thread that waits.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Unpark>) {
+        self.0.unpark();
+    }
+}
+
+/// What a job is called in the place of a name that does not outlive it.
+const UNNAMED: &str = "a job of the database";
 
 /// No thread has the job.
 pub const NOBODY: u64 = u64::MAX;

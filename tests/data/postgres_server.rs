@@ -245,6 +245,11 @@ fn twenty_long_closures_are_cancelled_in_time_and_named() {
     for job in &report.cancelled_jobs {
         assert_eq!((job.pool, &*job.statement), ("postgres_exclusive", "SELECT pg_sleep($1)"));
     }
+    assert_eq!(report.lost.len(), 20);
+    for request in &report.lost {
+        let told = (request.outcome, &*request.path, request.waited_for);
+        assert_eq!(told, ("refused", "/sleep/60", "SELECT pg_sleep($1)"));
+    }
     for stream in waiting {
         assert_eq!(finish(stream).0, 503);
     }
