@@ -210,7 +210,6 @@ impl Thread {
                     let line = Line::new(Arc::clone(&core), Arc::clone(&self.slot), client, tls);
                     core.note_connected(&self.slot);
                     line.serve(connection).await;
-                    core.note_disconnected(&self.slot);
                     // A job may have woken this thread in vain.
                     if !core.queue.is_empty() {
                         core.queue.wake_one();
@@ -287,8 +286,10 @@ enum CancelState {
 /// Why a turn of the line ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Over {
-    /// The connection broke, is not to be used further, or the server is out of time.
+    /// The connection has ended.
     Broken,
+    /// It is not to be used further: its backend was cancelled, or is out of time.
+    Discarded,
     /// The pool is closed and nothing is in flight.
     Closed,
 }
@@ -313,6 +314,7 @@ impl Line {
     /// Does statements until the connection or the pool is over, and closes the connection.
     async fn serve(mut self, mut driver: Driver) {
         let over = poll_fn(|cx| self.turn(&mut driver, cx)).await;
+        self.core.note_disconnected(&self.slot);
         self.core.queue.rise(self.slot.id);
         for entry in self.slot.entries() {
             if entry.fail(DatabaseError::Lost) {
@@ -323,7 +325,7 @@ impl Line {
         // With the last handle gone the connection says good-bye and ends.
         let Line { client, in_flight, statements, .. } = self;
         drop((in_flight, statements, client));
-        if over == Over::Closed || !self.core.is_down() {
+        if over != Over::Broken {
             let closing = time::timeout(CLOSE_MAX, driver).await;
             if !matches!(closing, Ok(Ok(()))) {
                 log::debug!(
@@ -429,7 +431,7 @@ impl Line {
         if let CancelState::Asked(until) = self.cancel
             && (is_idle || now >= until)
         {
-            return Some(Over::Broken);
+            return Some(Over::Discarded);
         }
         if is_idle {
             self.unwanted = None;
@@ -451,7 +453,7 @@ impl Line {
                     self.core.tally.count(JobOutcome::TimedOut);
                 }
                 if at == 0 {
-                    return Some(Over::Broken);
+                    return Some(Over::Discarded);
                 }
             }
         }
@@ -498,8 +500,8 @@ impl Line {
     fn lie_down(&mut self, now: Instant, waker: &Waker) -> bool {
         if !self.accepts(now) {
             // Whoever sleeps may take what this thread was woken for.
-            if !self.core.queue.is_empty() {
-                self.core.queue.wake_one();
+            if !self.core.queue.is_empty() && !self.core.queue.wake_one() {
+                self.core.bell.ring_by(now + self.core.limits.queue_timeout);
             }
             return true;
         }

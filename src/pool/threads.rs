@@ -183,25 +183,32 @@ impl<R: Resource> Shared<R> {
             } else if now >= end {
                 self.replace(slot);
             }
-            return Some(end.max(now + LOOK_INTERVAL));
+            return Some(end.max(now + STUCK_LOOK_INTERVAL));
         }
+        let mut is_late = false;
         for entry in slot.entries() {
             if self.core.is_cancelled() && entry.fail(DatabaseError::Cancelled) {
                 self.core.tally.count(JobOutcome::Cancelled);
             }
-            if now >= entry.facts().deadline && entry.fail(DatabaseError::Timeout) {
-                self.core.tally.count(JobOutcome::TimedOut);
-            }
             if now >= entry.facts().deadline {
-                self.replace(slot);
+                is_late = true;
+                if entry.fail(DatabaseError::Timeout) {
+                    self.core.tally.count(JobOutcome::TimedOut);
+                }
             }
         }
-        match slot.due(now, CANCEL_GRACE) {
-            Due::Nothing => None,
+        let is_urgent = is_late || self.core.is_cancelled();
+        let due = slot.due(now, if is_urgent { Duration::ZERO } else { CANCEL_GRACE });
+        if is_late {
+            self.replace(slot);
+        }
+        match due {
+            Due::Nothing => is_late.then(|| now + STUCK_LOOK_INTERVAL),
             Due::By(at) => Some(at),
             Due::Cancel(canceller) => {
                 ask(canceller, Arc::clone(slot));
-                slot.entries().first().map(|entry| entry.facts().deadline.max(now + LOOK_INTERVAL))
+                let deadline = slot.entries().first().map(|entry| entry.facts().deadline);
+                deadline.map(|at| at.max(now + STUCK_LOOK_INTERVAL))
             }
         }
     }
@@ -425,6 +432,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How often an idle connection is looked at, so that `/readyz` tells of one that broke.
 const REST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a thread that is stuck is looked at.
+const STUCK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Threads that may be stuck for each that serves.
 const STRAYS_PER_THREAD: usize = 2;
