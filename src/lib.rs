@@ -86,7 +86,6 @@ mod ledger;
 pub mod logging;
 mod metrics;
 mod os;
-#[allow(dead_code, unused_imports, reason = "the clients that use all of it follow")]
 mod pool;
 mod reactor;
 mod report;
@@ -159,6 +158,11 @@ pub mod internal {
     }
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
+    }
+    pub mod pool {
+        pub use crate::pool::{
+            After, Canceller, Pool, PoolLimits, Pooled, Reason, Resource, queue, ticket,
+        };
     }
     pub mod app {
         pub use crate::app::{lab, sample};

@@ -92,9 +92,12 @@ impl<J: Waiting> Core<J> {
         let ticket = cell.ticket(Arc::clone(self) as Arc<dyn Desk>);
         let is_dead = |job: &J| job.entry().stage() == Stage::Abandoned;
         match self.queue.push(make(cell), is_dead) {
-            Ok(true) => {}
+            Ok(true) => self.refuse_rest(),
             // It waits: somebody must see to it that it does not wait for ever.
-            Ok(false) => self.bell.ring_by(now + self.limits.queue_timeout),
+            Ok(false) => {
+                self.bell.ring_by(now + self.limits.queue_timeout);
+                self.refuse_rest();
+            }
             Err((refused, job)) => self.refuse(
                 &job,
                 match refused {
@@ -104,6 +107,15 @@ impl<J: Waiting> Core<J> {
             ),
         }
         ticket
+    }
+
+    /// Nobody is left to do what is in the queue, once the pool is closed.
+    fn refuse_rest(&self) {
+        if self.queue.is_closed() && self.slots().is_empty() {
+            while let Some(job) = self.queue.pop() {
+                self.refuse(&job, DatabaseError::Closed);
+            }
+        }
     }
 
     fn admits(&self) -> Result<(), DatabaseError> {
@@ -155,6 +167,7 @@ impl<J: Waiting> Core<J> {
             let _crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
             self.slots().retain(|other| other.id != slot.id);
         }
+        self.refuse_rest();
         self.crew_left.notify_all();
     }
 
@@ -266,6 +279,7 @@ impl<J: Waiting> Core<J> {
             self.slots().retain(|slot| slot.id != id);
             *crew -= 1;
         }
+        self.refuse_rest();
         self.crew_left.notify_all();
         self.bell.ring();
     }

@@ -20,12 +20,12 @@ mod postgres_params;
 mod postgres_pipeline;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
-mod queue;
+pub mod queue;
 mod resource;
 mod slot;
 mod tally;
 mod threads;
-mod ticket;
+pub mod ticket;
 mod value;
 mod watch;
 

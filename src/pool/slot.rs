@@ -27,6 +27,8 @@ struct State {
     /// `Some` while it has a connection that another thread can cancel.
     canceller: Option<Arc<dyn Canceller>>,
     cancel: Cancel,
+    /// When cancelling the job in hand was last asked for.
+    asked_at: Option<Instant>,
     /// It was replaced: it is to close its connection and end.
     is_given_up: bool,
     /// It was given up and its connection is not counted any more.
@@ -84,6 +86,7 @@ impl Slot {
             running: VecDeque::new(),
             canceller: None,
             cancel: Cancel::No,
+            asked_at: None,
             is_given_up: false,
             is_gone: false,
             waker: Waker::noop().clone(),
@@ -159,6 +162,7 @@ impl Slot {
         if cancel == Cancel::Asked {
             state.cancel = Cancel::No;
         }
+        state.asked_at = None;
         cancel
     }
 
@@ -171,21 +175,24 @@ impl Slot {
     /// What is due for the one job in hand.
     pub fn due(&self, now: Instant, grace: Duration) -> Due {
         let mut state = self.state();
-        let State { running, canceller, cancel, .. } = &mut *state;
+        let State { running, canceller, cancel, asked_at, .. } = &mut *state;
         let Some(job) = running.front_mut() else { return Due::Nothing };
         let deadline = job.entry.facts().deadline;
         if job.entry.stage() == Stage::Running && now < deadline {
             return Due::By(deadline);
         }
         let unwanted = *job.unwanted.get_or_insert(now);
-        if *cancel != Cancel::No {
-            return Due::Nothing;
-        }
-        if now < unwanted + grace {
-            return Due::By(unwanted + grace);
+        // Asked again: the job may have been between two statements, which is nothing to cancel.
+        let next = match *asked_at {
+            Some(asked_at) => asked_at + CANCEL_INTERVAL,
+            None => unwanted + grace,
+        };
+        if *cancel == Cancel::Asking || now < next {
+            return Due::By(next.max(now + CANCEL_INTERVAL / 2));
         }
         let Some(canceller) = canceller else { return Due::Nothing };
         *cancel = Cancel::Asking;
+        *asked_at = Some(now);
         Due::Cancel(Arc::clone(canceller))
     }
 
@@ -260,3 +267,6 @@ impl Slot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How often a job is cancelled that goes on.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);

@@ -207,8 +207,7 @@ impl<R: Resource> Shared<R> {
             Due::By(at) => Some(at),
             Due::Cancel(canceller) => {
                 ask(canceller, Arc::clone(slot));
-                let deadline = slot.entries().first().map(|entry| entry.facts().deadline);
-                deadline.map(|at| at.max(now + STUCK_LOOK_INTERVAL))
+                Some(now + STUCK_LOOK_INTERVAL)
             }
         }
     }
