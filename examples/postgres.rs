@@ -69,7 +69,7 @@ async fn slow(db: Postgres, request: Request) -> Response {
 fn main() -> Result<Report, Box<dyn Error>> {
     let signals = setup_signal_handlers()?;
     let url = std::env::var("DATABASE_URL")?;
-    let db = Postgres::start(&PostgresAddress::parse(&url)?, PostgresOptions::default())?;
+    let db = Postgres::start(&PostgresAddress::parse(&url)?, &PostgresOptions::default())?;
     let make = "CREATE TABLE IF NOT EXISTS visits (name text PRIMARY KEY, count bigint NOT NULL)";
     db.run(move |client| client.batch_execute(make)).wait()?;
     let (listing, visiting, sleeping) = (db.clone(), db.clone(), db.clone());

@@ -158,11 +158,11 @@ fn start(
 /// The client of the database.
 #[cfg(feature = "postgres")]
 fn database(config: &Config) -> Result<Option<Postgres>, StartError> {
-    let url = config.database_url.as_ref().map(|url| url.expose());
-    let Some(address) = url.filter(|url| *url != "off" && !url.starts_with("sqlite:")) else {
+    let Some(url) = &config.database_url else { return Ok(None) };
+    if url.expose() == "off" || url.expose().starts_with("sqlite:") {
         return Ok(None);
-    };
-    let address = PostgresAddress::parse(address).expect("the configuration was checked");
+    }
+    let address = PostgresAddress::parse(url.expose()).expect("the configuration was checked");
     let options = PostgresOptions {
         pipelined: config.pool_pipelined,
         exclusive: config.pool_exclusive,
@@ -171,7 +171,7 @@ fn database(config: &Config) -> Result<Option<Postgres>, StartError> {
         job_timeout: config.pool_job_timeout,
         statement_timeout: config.statement_timeout,
     };
-    let started = Postgres::start(&address, options);
+    let started = Postgres::start(&address, &options);
     let failed = |source| StartError::System { what: "start the client of the database", source };
     started.map(Some).map_err(failed)
 }

@@ -228,7 +228,7 @@ fn ticket_agrees(steps: &[TicketStep]) {
     let mut ticket = Some(cell.ticket(Arc::clone(&told) as Arc<dyn Desk>));
     let mut stage = Stage::Queued;
     let mut result: Option<Result<u8, DatabaseError>> = None;
-    let (mut waits, mut wakes, mut abandoned) = (false, 0, Vec::new());
+    let (mut waits, mut woken, mut abandoned) = (false, 0, Vec::new());
     for step in steps {
         match *step {
             TicketStep::Take => {
@@ -247,23 +247,20 @@ fn ticket_agrees(steps: &[TicketStep]) {
                 if is_first {
                     stage = Stage::Done;
                     result = Some(given);
-                    wakes += usize::from(std::mem::take(&mut waits));
+                    woken += usize::from(std::mem::take(&mut waits));
                 }
             }
             TicketStep::Poll => {
                 let Some(open) = &mut ticket else { continue };
                 let waker = Waker::from(Arc::clone(&waker));
                 let polled = Pin::new(open).poll(&mut Context::from_waker(&waker));
-                match result.take() {
-                    Some(expected) => {
-                        assert_eq!(polled, Poll::Ready(expected));
-                        // It is ready once.
-                        ticket = None;
-                    }
-                    None => {
-                        assert_eq!(polled, Poll::Pending);
-                        waits = true;
-                    }
+                if let Some(expected) = result.take() {
+                    assert_eq!(polled, Poll::Ready(expected));
+                    // It is ready once.
+                    ticket = None;
+                } else {
+                    assert_eq!(polled, Poll::Pending);
+                    waits = true;
                 }
             }
             TicketStep::Drop => {
@@ -275,7 +272,7 @@ fn ticket_agrees(steps: &[TicketStep]) {
             }
         }
         assert_eq!(cell.stage(), stage);
-        assert_eq!(waker.get(), wakes, "who waits is woken once, by the result");
+        assert_eq!(waker.get(), woken, "who waits is woken once, by the result");
         assert_eq!(*told.0.lock().unwrap(), abandoned);
     }
 }

@@ -313,8 +313,9 @@ impl<J: Waiting> Core<J> {
     /// See [`Pooled::close`](super::pooled::Pooled::close).
     pub fn close(&self, deadline: Instant) -> Result<(), String> {
         self.end();
-        let left = deadline.saturating_duration_since(clock::now());
-        let patience = deadline - (left / 2).min(CANCEL_SHARE_MAX);
+        let now = clock::now();
+        let left = deadline.saturating_duration_since(now);
+        let patience = now + (left / 2).max(left.saturating_sub(CANCEL_SHARE_MAX));
         if self.wait_for_crew(patience) > 0 {
             self.cancel();
         }

@@ -32,7 +32,7 @@ mod watch;
 pub use self::core::PoolLimits;
 pub use self::error::{DatabaseError, Rejection};
 pub use self::pooled::{
-    DataClient, Histogram, JobOutcome, Numbers, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
+    DataClient, Histogram, JobOutcome, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
 };
 #[cfg(feature = "postgres")]
 pub use self::postgres::{Postgres, PostgresOptions};

@@ -56,7 +56,7 @@ impl Default for PostgresOptions {
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let address = PostgresAddress::parse("postgres://me@localhost/shop")?;
-/// let db = Postgres::start(&address, PostgresOptions::default())?;
+/// let db = Postgres::start(&address, &PostgresOptions::default())?;
 /// let rows = db.query("SELECT price FROM items WHERE id = $1", params![42_i64]).await?;
 /// let prices: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
 /// let sold = db
@@ -87,7 +87,7 @@ impl Postgres {
     ///
     /// # Panics
     /// When a number in `options` is 0.
-    pub fn start(address: &PostgresAddress, options: PostgresOptions) -> io::Result<Postgres> {
+    pub fn start(address: &PostgresAddress, options: &PostgresOptions) -> io::Result<Postgres> {
         let address = address.clone().completed(options.statement_timeout);
         let limits = |threads: usize| {
             assert!(threads > 0, "a pool has at least one thread");

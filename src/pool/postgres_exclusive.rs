@@ -30,7 +30,7 @@ impl Resource for Exclusive {
         let tls = connector(address)?;
         answers(address)?;
         let config = postgres::Config::from(address.config.clone());
-        let client = config.connect(tls.clone()).map_err(|error| reason(&error))?;
+        let client = config.connect(Tls::clone(&tls)).map_err(|error| reason(&error))?;
         Ok(Exclusive { client, tls })
     }
 
@@ -49,7 +49,7 @@ impl Resource for Exclusive {
     }
 
     fn canceller(&self) -> Arc<dyn Canceller> {
-        Arc::new(Cancelling { token: self.client.cancel_token(), tls: self.tls.clone() })
+        Arc::new(Cancelling { token: self.client.cancel_token(), tls: Tls::clone(&self.tls) })
     }
 
     fn close(self) {
@@ -66,7 +66,7 @@ struct Cancelling {
 
 impl Canceller for Cancelling {
     fn cancel(&self) {
-        if let Err(error) = self.token.cancel_query(self.tls.clone()) {
+        if let Err(error) = self.token.cancel_query(Tls::clone(&self.tls)) {
             log::warn!(
                 event_type = "cancel_failed";
                 "a statement could not be cancelled: {}", chain(&error)

@@ -4,7 +4,7 @@
 //! statements in flight and the queue, in turn, until none of them moves. What it takes from the
 //! queue in one turn goes out in one write.
 //!
-//! Rules for ending statements. A CancelRequest names a backend, not a statement, so:
+//! Rules for ending statements. A `CancelRequest` names a backend, not a statement, so:
 //! 1. A statement whose ticket was dropped runs on, under `statement_timeout`, while another in
 //!    flight on its connection is wanted; its rows are thrown away.
 //! 2. When no statement in flight is wanted any more, the backend is cancelled.
@@ -249,7 +249,7 @@ type Driver = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 async fn connect(address: &PostgresAddress) -> Result<(Client, Driver, Tls), Reason> {
     let reason = |error: &Error| Reason(address.redact(&chain(error)));
     let tls = connector(address)?;
-    let connecting = address.config.connect(tls.clone());
+    let connecting = address.config.connect(Tls::clone(&tls));
     match time::timeout(CONNECT_MAX, connecting).await {
         Ok(Ok((client, connection))) => Ok((client, Box::pin(connection), tls)),
         Ok(Err(error)) => Err(reason(&error)),
@@ -464,7 +464,7 @@ impl Line {
             && (now >= since + CANCEL_GRACE || self.core.is_cancelled())
         {
             self.cancel = CancelState::Asked(now + CANCEL_MAX);
-            let (token, tls) = (self.client.cancel_token(), self.tls.clone());
+            let (token, tls) = (self.client.cancel_token(), Tls::clone(&self.tls));
             tokio::spawn(async move {
                 let asking = time::timeout(CANCEL_MAX, token.cancel_query(tls));
                 if !matches!(asking.await, Ok(Ok(()))) {
@@ -514,7 +514,7 @@ impl Line {
 /// The statements that are prepared on one connection.
 #[derive(Default)]
 struct Statements {
-    known: Mutex<HashMap<Cow<'static, str>, Arc<OnceCell<Statement>>>>,
+    known: Mutex<HashMap<String, Arc<OnceCell<Statement>>>>,
 }
 
 impl Statements {
@@ -536,12 +536,12 @@ impl Statements {
             && error.code().is_some_and(|code| STALE.contains(code))
         {
             // The next one prepares it anew: the tables have changed, or it was dropped.
-            self.lock().remove(&text);
+            self.lock().remove(&*text);
         }
         rows
     }
 
-    fn cell(&self, text: &Cow<'static, str>) -> Arc<OnceCell<Statement>> {
+    fn cell(&self, text: &str) -> Arc<OnceCell<Statement>> {
         let mut known = self.lock();
         if let Some(cell) = known.get(text) {
             return Arc::clone(cell);
@@ -551,13 +551,11 @@ impl Statements {
             known.clear();
         }
         let cell = Arc::default();
-        known.insert(text.clone(), Arc::clone(&cell));
+        known.insert(text.to_owned(), Arc::clone(&cell));
         cell
     }
 
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<Cow<'static, str>, Arc<OnceCell<Statement>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<OnceCell<Statement>>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,13 +11,15 @@ pub use with::{Tls, connector};
 
 #[cfg(not(feature = "postgres-tls"))]
 mod without {
+    use super::super::postgres_address::Trust;
     use super::{PostgresAddress, Reason};
 
     /// There is none: addresses that ask for it were refused.
     pub type Tls = tokio_postgres::NoTls;
 
     #[allow(clippy::unnecessary_wraps, reason = "its twin may fail")]
-    pub fn connector(_: &PostgresAddress) -> Result<Tls, Reason> {
+    pub fn connector(address: &PostgresAddress) -> Result<Tls, Reason> {
+        debug_assert_eq!(address.trust, Trust::Any);
         Ok(tokio_postgres::NoTls)
     }
 }

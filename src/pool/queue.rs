@@ -12,6 +12,7 @@
 //! 2. A thread is on the stacks at most once, and off them when it has been woken.
 //! 3. Nobody waits for room: a full queue refuses at once. Jobs that were given up count no more.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -50,7 +51,9 @@ pub enum Sleep {
 /// Why a job was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// There is no room.
     Full,
+    /// None is taken any more.
     Closed,
 }
 
@@ -175,10 +178,12 @@ impl<J> Queue<J> {
         self.wake_all();
     }
 
+    /// Whether it was closed.
     pub fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::SeqCst)
     }
 
+    /// Whether there is no job in it, given up or not.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
@@ -196,6 +201,12 @@ impl<J> Queue<J> {
     /// Poisoning is passed over: every critical section leaves the stacks whole at each step.
     fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
         self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<J> fmt::Debug for Queue<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 

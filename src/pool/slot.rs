@@ -127,7 +127,7 @@ impl Slot {
     pub fn set_waker(&self, waker: &Waker) {
         let mut state = self.state();
         if !state.waker.will_wake(waker) {
-            state.waker = waker.clone();
+            state.waker.clone_from(waker);
         }
     }
 
@@ -197,6 +197,7 @@ impl Slot {
     }
 
     /// When the oldest job in hand was begun, and how many there are.
+    #[cfg(feature = "postgres")]
     pub fn oldest(&self) -> (Option<Instant>, usize) {
         let state = self.state();
         (state.running.front().map(|job| job.since), state.running.len())

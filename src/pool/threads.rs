@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
+use std::fmt;
 use std::hash::BuildHasher;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -111,6 +112,12 @@ impl<R: Resource> Pool<R> {
 impl<R: Resource> Clone for Pool<R> {
     fn clone(&self) -> Pool<R> {
         Pool { shared: Arc::clone(&self.shared), keeper: Arc::clone(&self.keeper) }
+    }
+}
+
+impl<R: Resource> fmt::Debug for Pool<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.shared.core.name).finish_non_exhaustive()
     }
 }
 

@@ -48,6 +48,7 @@ pub trait Desk: Send + Sync {
 pub struct Facts {
     /// What it does: a statement, or the name of a closure.
     pub statement: Cow<'static, str>,
+    /// When it was submitted.
     pub submitted: Instant,
     /// When its ticket fails, whatever the database does.
     pub deadline: Instant,
@@ -58,8 +59,11 @@ pub struct Facts {
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// No thread has it.
     Queued,
+    /// A thread has it in hand.
     Running,
+    /// It has its result.
     Done,
     /// Its ticket is gone.
     Abandoned,
@@ -67,6 +71,7 @@ pub enum Stage {
 
 /// A job's side and its ticket's side.
 pub struct Cell<T> {
+    /// What is known of it besides.
     pub facts: Facts,
     state: Mutex<State<T>>,
 }
@@ -81,7 +86,9 @@ struct State<T> {
 
 /// A job as its queue and its watcher see it.
 pub trait Entry: Send + Sync {
+    /// What is known of it.
     fn facts(&self) -> &Facts;
+    /// How far it is.
     fn stage(&self) -> Stage;
     /// A thread takes it: false when there is nothing to do any more.
     fn take(&self, thread: u64) -> bool;
@@ -90,6 +97,7 @@ pub trait Entry: Send + Sync {
 }
 
 impl<T> Cell<T> {
+    /// A job that no thread has, and that no ticket waits for yet.
     pub fn new(statement: Cow<'static, str>, submitted: Instant, deadline: Instant) -> Arc<Self> {
         let thread = AtomicU64::new(NOBODY);
         let state = State { stage: Stage::Queued, result: None, waker: None };
@@ -125,6 +133,12 @@ impl<T> Cell<T> {
     /// Poisoning is passed over: every critical section leaves the state whole at each step.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> fmt::Debug for Cell<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cell").field("facts", &self.facts).finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,7 @@ fn options() -> PostgresOptions {
 
 fn client(url: &str, options: PostgresOptions) -> Postgres {
     let address = PostgresAddress::parse(url).unwrap();
-    Postgres::start(&address, options).unwrap()
+    Postgres::start(&address, &options).unwrap()
 }
 
 fn connected(url: &str, options: PostgresOptions) -> Postgres {

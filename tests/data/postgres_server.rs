@@ -93,7 +93,7 @@ fn tcp(address: &Address) -> SocketAddr {
 
 impl Served {
     fn start(url: &str, timeout: Duration, of_database: PostgresOptions) -> Served {
-        let db = Postgres::start(&PostgresAddress::parse(url).unwrap(), of_database).unwrap();
+        let db = Postgres::start(&PostgresAddress::parse(url).unwrap(), &of_database).unwrap();
         let server = Server::bind(options(timeout), routes(&db)).unwrap().with_database(&db);
         let served = Served {
             handle: server.shutdown_handle(),
