@@ -12,7 +12,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should, and says so")]
 
 mod harness;
+#[cfg(feature = "postgres")]
 mod postgres_pool;
+#[cfg(feature = "postgres")]
 mod postgres_server;
 #[allow(dead_code, reason = "what a server can do to its clients, tested for or not yet")]
 #[path = "../support/mod.rs"]

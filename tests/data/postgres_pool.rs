@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ebbtide::{DatabaseError, Postgres, PostgresAddress, PostgresOptions, Ticket, params};
 
-use crate::services::postgres::{Cluster, Database, Stop};
+use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::services::proxy::Proxy;
 use crate::services::{SOON, until};
 
@@ -40,12 +40,12 @@ fn options() -> PostgresOptions {
     PostgresOptions { pipelined: 2, exclusive: 3, ..PostgresOptions::default() }
 }
 
-fn client(url: &str, options: PostgresOptions) -> Postgres {
+fn client(url: &str, options: &PostgresOptions) -> Postgres {
     let address = PostgresAddress::parse(url).unwrap();
-    Postgres::start(&address, &options).unwrap()
+    Postgres::start(&address, options).unwrap()
 }
 
-fn connected(url: &str, options: PostgresOptions) -> Postgres {
+fn connected(url: &str, options: &PostgresOptions) -> Postgres {
     let db = client(url, options);
     until("the client to connect", SOON, || db.usable().ok());
     db
@@ -74,7 +74,7 @@ fn closed(db: &Postgres) {
 #[test]
 fn each_of_many_statements_gets_its_own_rows() {
     let Some(database) = Database::create("rows") else { return };
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     for round in 0..20 {
         let tickets: Vec<_> = (0..100).map(|at| (at, number(&db, round * 1000 + at))).collect();
         for (at, ticket) in tickets {
@@ -89,7 +89,7 @@ fn each_of_many_statements_gets_its_own_rows() {
 #[test]
 fn a_statement_is_prepared_once_on_each_connection() {
     let Some(database) = Database::create("prepared") else { return };
-    let db = connected(&database.url(), PostgresOptions { pipelined: 1, ..options() });
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..options() });
     for value in 0..10 {
         wait(number(&db, value)).unwrap();
     }
@@ -102,7 +102,7 @@ fn a_statement_is_prepared_once_on_each_connection() {
 #[test]
 fn a_table_may_change_under_a_prepared_statement() {
     let Some(database) = Database::create("changed") else { return };
-    let db = connected(&database.url(), PostgresOptions { pipelined: 1, ..options() });
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..options() });
     wait(db.run(|client| client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)")))
         .unwrap();
     wait(db.query("SELECT * FROM t", params![])).unwrap();
@@ -118,7 +118,7 @@ fn a_table_may_change_under_a_prepared_statement() {
 #[test]
 fn a_transaction_is_committed_or_leaves_nothing() {
     let Some(database) = Database::create("transactions") else { return };
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     wait(db.run(|client| client.batch_execute("CREATE TABLE t (a int PRIMARY KEY)"))).unwrap();
     let insert = |value: i32, twice: bool| {
         db.transaction(move |tx| {
@@ -146,7 +146,7 @@ fn a_transaction_is_committed_or_leaves_nothing() {
 #[test]
 fn a_wrong_parameter_is_the_callers_fault_and_costs_no_connection() {
     let Some(database) = Database::create("mismatch") else { return };
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     let before: Vec<u32> = database.sessions().iter().map(|session| session.pid).collect();
     let wrong = db.query("SELECT $1::int4", params!["text".to_owned()]);
     assert!(matches!(wait(wrong), Err(DatabaseError::Mismatch(_))));
@@ -164,7 +164,7 @@ fn a_wrong_parameter_is_the_callers_fault_and_costs_no_connection() {
 fn dropping_a_ticket_cancels_its_closure_alone() {
     let Some(database) = Database::create("drop_run") else { return };
     let long = PostgresOptions { statement_timeout: SOON, job_timeout: SOON, ..options() };
-    let db = connected(&database.url(), long);
+    let db = connected(&database.url(), &long);
     let sleeping = |seconds: f64| {
         db.run(move |client| client.query("SELECT pg_sleep($1)", &[&seconds]).map(drop))
     };
@@ -187,7 +187,7 @@ fn dropping_a_ticket_cancels_its_closure_alone() {
 fn dropping_a_ticket_cancels_a_statement_that_is_alone_on_its_connection() {
     let Some(database) = Database::create("drop_query") else { return };
     let long = PostgresOptions { statement_timeout: SOON, job_timeout: SOON, ..options() };
-    let db = connected(&database.url(), PostgresOptions { pipelined: 1, ..long });
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..long });
     let ticket = db.query("SELECT pg_sleep(60)", params![]);
     until("it to run", SOON, || (working(&database, "SELECT pg_sleep") == 1).then_some(()));
     drop(ticket);
@@ -202,7 +202,7 @@ fn dropping_a_ticket_cancels_a_statement_that_is_alone_on_its_connection() {
 fn a_wanted_statement_keeps_its_unwanted_neighbour_from_being_cancelled() {
     let Some(database) = Database::create("neighbours") else { return };
     let long = PostgresOptions { statement_timeout: SOON, job_timeout: SOON, ..options() };
-    let db = connected(&database.url(), PostgresOptions { pipelined: 1, ..long });
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..long });
     wait(db.query("SELECT pg_sleep($1)", params![0.0])).unwrap();
     let unwanted = db.query("SELECT pg_sleep($1)", params![0.5]);
     let wanted = db.query("SELECT pg_sleep($1), 5", params![0.01]);
@@ -217,12 +217,12 @@ fn a_wanted_statement_keeps_its_unwanted_neighbour_from_being_cancelled() {
 fn a_ticket_fails_on_time_when_the_server_is_frozen_and_the_client_recovers() {
     let Some(database) = Database::create("frozen") else { return };
     let short = PostgresOptions { job_timeout: Duration::from_millis(700), ..options() };
-    let db = connected(&database.url(), PostgresOptions { pipelined: 1, exclusive: 1, ..short });
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, exclusive: 1, ..short });
     wait(number(&db, 1)).unwrap();
     wait(db.run(|client| client.query("SELECT 1", &[]).map(drop))).unwrap();
     let frozen: Vec<_> = database.sessions();
     assert_eq!(frozen.len(), 2);
-    let guards: Vec<_> = frozen.iter().map(|session| session.freeze()).collect();
+    let guards: Vec<_> = frozen.iter().map(Session::freeze).collect();
     let begun = Instant::now();
     let (statement, closure) =
         (number(&db, 2), db.run(|client| client.query("SELECT 2", &[]).map(drop)));
@@ -244,7 +244,7 @@ fn a_ticket_fails_on_time_when_the_server_is_frozen_and_the_client_recovers() {
 fn jobs_fail_at_once_while_the_server_is_down_and_soon_do_not_when_it_is_back() {
     let Some(cluster) = Cluster::start() else { return };
     let database = cluster.database("down");
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     wait(number(&db, 1)).unwrap();
     cluster.stop(Stop::Immediate);
     until("the client to notice", SOON, || db.usable().err());
@@ -271,7 +271,7 @@ fn a_client_begins_before_its_server() {
     let Some(cluster) = Cluster::start() else { return };
     let database = cluster.database("before");
     cluster.stop(Stop::Fast);
-    let db = client(&database.url(), options());
+    let db = client(&database.url(), &options());
     until("the client to know", SOON, || {
         (wait(number(&db, 1)).map(drop) == Err(DatabaseError::Unavailable)).then_some(())
     });
@@ -284,7 +284,7 @@ fn a_client_begins_before_its_server() {
 fn a_full_queue_refuses_at_once_and_given_up_jobs_leave_it() {
     let Some(database) = Database::create("full") else { return };
     let small = PostgresOptions { exclusive: 1, queue_length_max: 2, ..options() };
-    let db = connected(&database.url(), PostgresOptions { queue_timeout: SOON, ..small });
+    let db = connected(&database.url(), &PostgresOptions { queue_timeout: SOON, ..small });
     let sleeping = || db.run(|client| client.query("SELECT pg_sleep(0.3)", &[]).map(drop));
     let first = sleeping();
     until("it to run", SOON, || (working(&database, "SELECT pg_sleep") == 1).then_some(()));
@@ -302,7 +302,7 @@ fn a_job_waits_for_a_thread_no_longer_than_it_may() {
     let Some(database) = Database::create("patience") else { return };
     let queue_timeout = Duration::from_millis(200);
     let db =
-        connected(&database.url(), PostgresOptions { exclusive: 1, queue_timeout, ..options() });
+        connected(&database.url(), &PostgresOptions { exclusive: 1, queue_timeout, ..options() });
     let first = db.run(|client| client.query("SELECT pg_sleep(1)", &[]).map(drop));
     until("it to run", SOON, || (working(&database, "SELECT pg_sleep") == 1).then_some(()));
     let begun = Instant::now();
@@ -319,7 +319,7 @@ fn a_job_waits_for_a_thread_no_longer_than_it_may() {
 #[test]
 fn closing_waits_for_what_runs_and_takes_nothing_more() {
     let Some(database) = Database::create("closing") else { return };
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     let running = db.run(|client| client.query("SELECT pg_sleep(0.3)", &[]).map(drop));
     until("it to run", SOON, || (working(&database, "SELECT pg_sleep") == 1).then_some(()));
     closed(&db);
@@ -336,7 +336,7 @@ fn closing_waits_for_what_runs_and_takes_nothing_more() {
 fn closing_cancels_what_does_not_end_in_time() {
     let Some(database) = Database::create("closing_late") else { return };
     let long = PostgresOptions { statement_timeout: SOON, job_timeout: SOON, ..options() };
-    let db = connected(&database.url(), long);
+    let db = connected(&database.url(), &long);
     let closure = db.run(|client| client.query("SELECT pg_sleep(60)", &[]).map(drop));
     let statement = db.query("SELECT pg_sleep(60)", params![]);
     until("both to run", SOON, || (working(&database, "SELECT pg_sleep") == 2).then_some(()));
@@ -351,7 +351,7 @@ fn closing_cancels_what_does_not_end_in_time() {
 #[test]
 fn a_client_that_is_dropped_leaves_no_session() {
     let Some(database) = Database::create("dropped") else { return };
-    let db = connected(&database.url(), options());
+    let db = connected(&database.url(), &options());
     let ticket = number(&db, 1);
     drop(db);
     assert_eq!(wait(ticket).unwrap().len(), 1);
@@ -363,7 +363,7 @@ fn a_half_open_link_costs_its_jobs_and_no_others() {
     let Some(database) = Database::create("half_open") else { return };
     let proxy = Proxy::before(database.cluster().port());
     let short = PostgresOptions { job_timeout: Duration::from_millis(700), ..options() };
-    let db = connected(&database.url_through(proxy.port()), short);
+    let db = connected(&database.url_through(proxy.port()), &short);
     wait(number(&db, 1)).unwrap();
     proxy.swallow();
     let begun = Instant::now();

@@ -92,20 +92,20 @@ fn tcp(address: &Address) -> SocketAddr {
 }
 
 impl Served {
-    fn start(url: &str, timeout: Duration, of_database: PostgresOptions) -> Served {
-        let db = Postgres::start(&PostgresAddress::parse(url).unwrap(), &of_database).unwrap();
+    fn start(url: &str, timeout: Duration, of_database: &PostgresOptions) -> Served {
+        let db = Postgres::start(&PostgresAddress::parse(url).unwrap(), of_database).unwrap();
         let server = Server::bind(options(timeout), routes(&db)).unwrap().with_database(&db);
-        let served = Served {
+        let this = Served {
             handle: server.shutdown_handle(),
             address: tcp(&server.addresses()[0]),
             admin: tcp(&server.admin_address().unwrap()),
             thread: Some(thread::spawn(move || server.run())),
         };
-        assert!(served.handle.wait_until_listening());
-        served
+        assert!(this.handle.wait_until_listening());
+        this
     }
 
-    fn ready(url: &str, timeout: Duration, of_database: PostgresOptions) -> Served {
+    fn ready(url: &str, timeout: Duration, of_database: &PostgresOptions) -> Served {
         let served = Served::start(url, timeout, of_database);
         until("the server to be ready", SOON, || (served.readiness().0 == 200).then_some(()));
         served
@@ -176,7 +176,7 @@ fn a_server_begins_without_its_database_and_is_ready_once_it_is_there() {
     let Some(cluster) = Cluster::start() else { return };
     let database = cluster.database("late");
     cluster.stop(Stop::Fast);
-    let served = Served::start(&database.url(), SOON, PostgresOptions::default());
+    let served = Served::start(&database.url(), SOON, &PostgresOptions::default());
     let told = until("a reason", SOON, || {
         let (status, text) = served.readiness();
         (status == 503 && text.contains("refused")).then_some(text)
@@ -202,7 +202,7 @@ fn a_server_begins_without_its_database_and_is_ready_once_it_is_there() {
 fn a_wrong_password_is_told_to_operators_only() {
     let Some(database) = Database::create("password") else { return };
     let url = database.url().replace("tidal", "wr0ng");
-    let served = Served::start(&url, SOON, PostgresOptions::default());
+    let served = Served::start(&url, SOON, &PostgresOptions::default());
     let told = until("a reason", SOON, || {
         let (status, text) = served.readiness();
         (status == 503 && text.contains("authentication failed")).then_some(text)
@@ -216,7 +216,7 @@ fn a_wrong_password_is_told_to_operators_only() {
 #[test]
 fn a_drained_server_leaves_no_session() {
     let Some(database) = Database::create("drained") else { return };
-    let mut served = Served::ready(&database.url(), SOON, PostgresOptions::default());
+    let mut served = Served::ready(&database.url(), SOON, &PostgresOptions::default());
     assert_eq!(served.get("/one").0, 200);
     let waits = begin(served.address, "/sleep/0.4");
     until("it to run", SOON, || (sleeping(&database) == 1).then_some(()));
@@ -232,7 +232,7 @@ fn a_drained_server_leaves_no_session() {
 #[test]
 fn twenty_long_closures_are_cancelled_in_time_and_named() {
     let Some(database) = Database::create("twenty") else { return };
-    let mut served = Served::ready(&database.url(), Duration::from_secs(3), patient(20));
+    let mut served = Served::ready(&database.url(), Duration::from_secs(3), &patient(20));
     let waiting: Vec<TcpStream> = (0..20).map(|_| begin(served.address, "/sleep/60")).collect();
     until("all to run", SOON, || (sleeping(&database) == 20).then_some(()));
     let begun = Instant::now();
@@ -262,7 +262,7 @@ fn twenty_long_closures_are_cancelled_in_time_and_named() {
 fn a_client_that_leaves_has_its_query_cancelled_and_its_neighbours_not() {
     let Some(database) = Database::create("leaving") else { return };
     let of_database = PostgresOptions { pipelined: 1, ..patient(2) };
-    let served = Served::ready(&database.url(), SOON, of_database);
+    let served = Served::ready(&database.url(), SOON, &of_database);
     let (stays, leaves) = (begin(served.address, "/sleep/1"), begin(served.address, "/sleep/60"));
     until("both to run", SOON, || (sleeping(&database) == 2).then_some(()));
     let left = Instant::now();
@@ -339,7 +339,7 @@ fn table(database: &Database<'_>) {
 fn no_write_is_repeated_or_lost_when_sessions_are_terminated() {
     let Some(database) = Database::create("terminated") else { return };
     table(&database);
-    let served = Served::ready(&database.url(), SOON, PostgresOptions::default());
+    let served = Served::ready(&database.url(), SOON, &PostgresOptions::default());
     let answers = written_under(&served, || {
         let mut superuser = database.superuser();
         let pick = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
@@ -361,7 +361,7 @@ fn no_write_is_repeated_or_lost_when_the_server_crashes_under_load() {
     let Some(cluster) = Cluster::start_with(&["fsync=on"]) else { return };
     let database = cluster.database("crashed");
     table(&database);
-    let served = Served::ready(&database.url(), SOON, PostgresOptions::default());
+    let served = Served::ready(&database.url(), SOON, &PostgresOptions::default());
     let answers = written_under(&served, || {
         for _ in 0..2 {
             until("writes to be done", SOON, || (served.get("/one").0 == 200).then_some(()));
@@ -385,7 +385,7 @@ fn a_half_open_link_does_not_hold_the_other_routes_nor_the_exit() {
     let proxy = Proxy::before(database.cluster().port());
     let timeout = Duration::from_secs(3);
     let mut served =
-        Served::ready(&database.url_through(proxy.port()), timeout, PostgresOptions::default());
+        Served::ready(&database.url_through(proxy.port()), timeout, &PostgresOptions::default());
     assert_eq!(served.get("/one").0, 200);
     proxy.swallow();
     let waiting = [begin(served.address, "/one"), begin(served.address, "/sleep/0")];
