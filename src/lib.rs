@@ -99,8 +99,8 @@ pub use app::{Handler, Methods, Router, any, delete, get, patch, post, put};
 pub use cleanup::{Hook, HookError, HookOutcome, HookReport, HookStage};
 pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{
-    Body, BodyError, ConnectionTracking, HalfClose, IntoResponse, Limits, Request, RequestBody,
-    Response,
+    Body, BodyError, ConnectionTracking, Failure, FailureCause, HalfClose, IntoResponse, Limits,
+    OnFailure, Request, RequestBody, Response,
 };
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,

@@ -238,6 +238,7 @@ fn options(config: &Config, logger: &Logger) -> Options {
         },
         report_path: config.shutdown_report_path.clone(),
         access_log: config.access_log,
+        on_failure: None,
         health_on: if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly },
         log_lines_dropped: Some(logger.dropped()),
     }

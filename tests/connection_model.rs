@@ -170,6 +170,7 @@ impl World {
             metrics: RefCell::new(Metrics::new().worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
             ids: RequestIds::new(1),
             epoch: now,
             shutdown: CancellationToken::default(),

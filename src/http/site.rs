@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use hyper::server::conn::http1;
 
+use super::failure::OnFailure;
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
 use super::service::App;
 use super::watch::Watch;
@@ -33,6 +34,8 @@ pub struct Site {
     pub answered: RefCell<Vec<AnsweredRequest>>,
     /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// Who is told of panics and of responses that say the server failed.
+    pub on_failure: Option<OnFailure>,
     /// Where ids of requests come from that brought none.
     pub ids: RequestIds,
     /// Where [`Stamp`]s count from.

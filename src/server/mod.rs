@@ -126,6 +126,7 @@ impl Server {
                 metrics: metrics.clone(),
                 half_close: options.client_half_close,
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
+                on_failure: options.on_failure.clone(),
                 id_prefix: prefix.wrapping_add(index),
                 shutdown: handle.cancellation(),
             };
@@ -279,6 +280,7 @@ impl Server {
                 metrics: Metrics::new(),
                 half_close: HalfClose::Cancel,
                 access_log: AccessLog::Off,
+                on_failure: None,
                 id_prefix: 0,
                 shutdown: self.shutdown_handle().cancellation(),
             };

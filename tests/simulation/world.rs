@@ -480,6 +480,7 @@ impl Worker {
             metrics: RefCell::new(stage.metrics.worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
             ids: RequestIds::new(1),
             epoch: stage.epoch,
             shutdown: CancellationToken::new(),
