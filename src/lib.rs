@@ -33,6 +33,7 @@
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
+//! | `sentry` | panics and failed requests, reported to Sentry (a feature) |
 //! | `said`, `awaited` | what errors and panics say, as text; what a handler waits for |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
@@ -90,6 +91,8 @@ mod pool;
 mod reactor;
 mod report;
 mod said;
+#[cfg(feature = "sentry")]
+pub mod sentry;
 mod server;
 mod signals;
 

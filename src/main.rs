@@ -16,8 +16,10 @@ use ebbtide::internal::report;
 use ebbtide::internal::report::draw::{Style, draw};
 use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
+#[cfg(feature = "sentry")]
+use ebbtide::sentry::Sentry;
 use ebbtide::{
-    Address, AtDeadline, HalfClose, HealthOn, InFlight, InheritedListeners, Limits, Options,
+    Address, AtDeadline, HalfClose, HealthOn, Hook, InFlight, InheritedListeners, Limits, Options,
     Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
     setup_signal_handlers,
 };
@@ -39,6 +41,12 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
+    if let Command::Serve | Command::CheckConfig = invocation.command
+        && let Err(why) = check(&invocation.config)
+    {
+        eprintln!("ebbtide: {why}");
+        return ExitCode::from(config::EXIT_CONFIG);
+    }
     match invocation.command {
         Command::Serve => serve(&invocation.config),
         Command::CheckConfig => {
@@ -51,6 +59,15 @@ fn main() -> ExitCode {
         }
         Command::Report(file) => draw_report(&file),
     }
+}
+
+/// What only those can judge who use it.
+fn check(config: &Config) -> Result<(), String> {
+    let Some(dsn) = &config.sentry_dsn else { return Ok(()) };
+    #[cfg(feature = "sentry")]
+    return ebbtide::sentry::check_dsn(dsn.expose()).map_err(|why| format!("sentry_dsn: {why}"));
+    #[cfg(not(feature = "sentry"))]
+    Err(format!("sentry_dsn = {dsn}: this program was built without the feature `sentry`"))
 }
 
 fn draw_report(file: &Path) -> ExitCode {
@@ -140,9 +157,14 @@ fn start(
     } else {
         Lab::Off
     };
-    let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
+    let mut options = options(config, logger);
+    let tracker = error_tracker(config, &mut options)?;
+    let server = Server::bind_inheriting(options, inherited, sample::router(lab))?;
     #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "has no database"))]
     let mut server = server.with_signals(signals);
+    if let Some(flush) = tracker {
+        server.shutdown_handle().on_cleanup(flush);
+    }
     #[cfg(feature = "postgres")]
     if let Some(database) = database(config)? {
         server = server.with_database(&database);
@@ -174,6 +196,25 @@ fn database(config: &Config) -> Result<Option<Postgres>, StartError> {
     let started = Postgres::start(&address, &options);
     let failed = |source| StartError::System { what: "start the client of the database", source };
     started.map(Some).map_err(failed)
+}
+
+/// Has failures reported to Sentry, if asked for; returns the hook that waits for the last of them.
+#[cfg(feature = "sentry")]
+fn error_tracker(config: &Config, options: &mut Options) -> Result<Option<Hook>, StartError> {
+    let Some(dsn) = &config.sentry_dsn else { return Ok(None) };
+    let sentry = Sentry::start(dsn.expose()).map_err(|error| StartError::System {
+        what: "report to Sentry",
+        source: io::Error::other(error),
+    })?;
+    sentry.install_panic_hook();
+    options.on_failure = Some(sentry.on_failure());
+    Ok(Some(sentry.flush_hook()))
+}
+
+#[cfg(not(feature = "sentry"))]
+#[allow(clippy::unnecessary_wraps, reason = "as with the feature")]
+fn error_tracker(_: &Config, _: &mut Options) -> Result<Option<Hook>, StartError> {
+    Ok(None)
 }
 
 /// What is left of the budget now that the report's file has been written, or given up.

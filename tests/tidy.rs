@@ -52,6 +52,11 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
         "handlers in, answers out: status from the books, no sockets and no threads",
     ),
     (
+        "sentry",
+        &["cleanup", "http", "reactor::turn", "said"],
+        "hears of failures and panics, sends them on a thread of its own",
+    ),
+    (
         "report",
         &["cleanup", "drain", "ledger", "http", "logging::visible"],
         "phases, counts and the requests they name, fit for a terminal",
@@ -130,6 +135,13 @@ const FENCES: &[Fence] = &[
     Fence { name: "matchit::", only_in: &["src/app/router.rs"], unit_tests: Held,
         instead: "routes are added to app::Router" },
 
+    Fence { name: "sentry::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "report through src/sentry.rs" },
+    Fence { name: "ureq::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "the server is no client; what it reports goes through src/sentry.rs" },
+    Fence { name: "backtrace::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "a panic's frames are named by src/sentry.rs" },
+
     // The clock: read once per turn, so that all that happens in a turn agrees on the time.
     Fence { name: "Instant::now",
         // The threads of a pool have no turns.
@@ -138,8 +150,8 @@ const FENCES: &[Fence] = &[
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: "turn::clock",
         // An access log's line wants the time its request took, within the turn; who waits for
-        // hooks without a server runs no reactor.
-        only_in: &["src/http/flow.rs", "src/server/hooks.rs"], unit_tests: Free,
+        // hooks without a server runs no reactor, nor does who reports failures.
+        only_in: &["src/http/flow.rs", "src/sentry.rs", "src/server/hooks.rs"], unit_tests: Free,
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: ".elapsed(", only_in: &[], unit_tests: Free,
         instead: "it reads the clock: subtract from the turn's `now`" },
@@ -161,9 +173,10 @@ const FENCES: &[Fence] = &[
     Fence { name: "process::abort", only_in: &[], unit_tests: Held,
         instead: "return an outcome: the process ends when `main` returns" },
     Fence { name: "thread::Builder",
-        only_in: &["src/server/", "src/reactor/blocking.rs", "src/pool/", "src/logging/"],
+        only_in: &["src/server/", "src/reactor/blocking.rs", "src/pool/", "src/logging/",
+            "src/sentry.rs"],
         unit_tests: Free,
-        instead: "threads are started by the server, the pools and the log" },
+        instead: "threads are started by the server, the pools, the log and who reports to Sentry" },
     Fence { name: "thread::spawn", only_in: &[], unit_tests: Free,
         instead: "use thread::Builder with a name, and handle the error" },
     Fence { name: "thread::sleep",

@@ -16,6 +16,8 @@ mod harness;
 mod postgres_pool;
 #[cfg(feature = "postgres")]
 mod postgres_server;
+#[cfg(feature = "sentry")]
+mod sentry;
 #[allow(dead_code, reason = "what a server can do to its clients, tested for or not yet")]
 #[path = "../support/mod.rs"]
 mod services;
