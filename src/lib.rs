@@ -108,9 +108,13 @@ pub use http::{
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use pool::Database;
 pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
 #[cfg(feature = "postgres")]
 pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
+#[cfg(feature = "sqlite")]
+pub use pool::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
@@ -168,6 +172,8 @@ pub mod internal {
         };
     }
     pub mod app {
+        #[cfg(any(feature = "postgres", feature = "sqlite"))]
+        pub use crate::app::items;
         pub use crate::app::{lab, sample};
     }
     pub mod report {

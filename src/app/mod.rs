@@ -4,9 +4,14 @@
 
 pub mod admin;
 pub mod handler;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod item;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub mod items;
 pub mod lab;
 pub mod router;
 pub mod sample;
+mod sqlstate;
 pub mod status;
 
 pub use handler::Handler;

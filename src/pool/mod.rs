@@ -4,6 +4,8 @@
 mod backoff;
 mod clock;
 mod core;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod database;
 mod error;
 mod pooled;
 #[cfg(feature = "postgres")]
@@ -23,6 +25,8 @@ mod postgres_tls;
 pub mod queue;
 mod resource;
 mod slot;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod tally;
 mod threads;
 pub mod ticket;
@@ -30,6 +34,8 @@ mod value;
 mod watch;
 
 pub use self::core::PoolLimits;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::database::Database;
 pub use self::error::{DatabaseError, Rejection};
 pub use self::pooled::{
     DataClient, Histogram, JobOutcome, Pooled, Pools, RunningJob, SECONDS_BUCKETS,
@@ -41,6 +47,8 @@ pub use self::postgres_address::{PostgresAddress, PostgresAddressError};
 #[cfg(feature = "postgres")]
 pub use self::postgres_params::Params;
 pub use self::resource::{After, Canceller, Reason, Resource};
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};
 pub use self::threads::Pool;
 pub use self::ticket::Ticket;
 pub use self::value::{Record, Value};
