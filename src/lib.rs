@@ -108,7 +108,6 @@ pub use http::{
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use pool::Database;
 pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
 #[cfg(feature = "postgres")]
@@ -172,7 +171,6 @@ pub mod internal {
         };
     }
     pub mod app {
-        #[cfg(any(feature = "postgres", feature = "sqlite"))]
         pub use crate::app::items;
         pub use crate::app::{lab, sample};
     }

@@ -10,8 +10,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use ebbtide::internal::app::items;
 use ebbtide::internal::app::{lab::Lab, sample};
-use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
+use ebbtide::internal::config::{
+    self, ClientHalfClose, Command, Config, LoadError, LogFormat, Secret,
+};
 use ebbtide::internal::report;
 use ebbtide::internal::report::draw::{Style, draw};
 use ebbtide::internal::report::read::Written;
@@ -19,12 +23,14 @@ use ebbtide::logging::{self, Logger};
 #[cfg(feature = "sentry")]
 use ebbtide::sentry::Sentry;
 use ebbtide::{
-    Address, AtDeadline, HalfClose, HealthOn, Hook, InFlight, InheritedListeners, Limits, Options,
-    Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
+    Address, AtDeadline, Database, HalfClose, HealthOn, Hook, InFlight, InheritedListeners, Limits,
+    Options, Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
     setup_signal_handlers,
 };
 #[cfg(feature = "postgres")]
 use ebbtide::{Postgres, PostgresAddress, PostgresOptions};
+#[cfg(feature = "sqlite")]
+use ebbtide::{Sqlite, SqliteAddress, SqliteOptions};
 
 fn main() -> ExitCode {
     let cwd = std::env::current_dir().unwrap_or_default();
@@ -159,15 +165,15 @@ fn start(
     };
     let mut options = options(config, logger);
     let tracker = error_tracker(config, &mut options)?;
-    let server = Server::bind_inheriting(options, inherited, sample::router(lab))?;
-    #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "has no database"))]
+    let database = database(config)?;
+    let router = sample::router(lab, database.clone());
+    let server = Server::bind_inheriting(options, inherited, router)?;
     let mut server = server.with_signals(signals);
     if let Some(flush) = tracker {
         server.shutdown_handle().on_cleanup(flush);
     }
-    #[cfg(feature = "postgres")]
-    if let Some(database) = database(config)? {
-        server = server.with_database(&database);
+    if let Some(database) = &database {
+        server = server.with_database(database);
     }
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return server.run();
@@ -177,25 +183,72 @@ fn start(
     server.with_service_manager(manager).run()
 }
 
-/// The client of the database.
-#[cfg(feature = "postgres")]
-fn database(config: &Config) -> Result<Option<Postgres>, StartError> {
-    let Some(url) = &config.database_url else { return Ok(None) };
-    if url.expose() == "off" || url.expose().starts_with("sqlite:") {
+/// The client of the database: the one that is named, or a file in the working directory.
+fn database(config: &Config) -> Result<Option<Database>, StartError> {
+    let failed = |source| StartError::System { what: "start the client of the database", source };
+    match config.database_url.as_ref().map(Secret::expose) {
+        Some("off") => Ok(None),
+        None => default_database(config).map_err(failed),
+        Some(url) => named_database(config, url).map(Some).map_err(failed),
+    }
+}
+
+fn named_database(config: &Config, url: &str) -> io::Result<Database> {
+    #[cfg(feature = "sqlite")]
+    if let Ok(address) = SqliteAddress::parse(url) {
+        return Sqlite::start(&address, sqlite_options(config)).map(Database::from);
+    }
+    #[cfg(feature = "postgres")]
+    if let Ok(address) = PostgresAddress::parse(url) {
+        return Postgres::start(&address, &postgres_options(config)).map(Database::from);
+    }
+    // The configuration was checked.
+    Err(io::Error::other(format!("no client for {url}, {} jobs", config.pool_queue)))
+}
+
+/// The file in the working directory. Nobody asked for it, so that it cannot be written is no
+/// reason not to serve: a container's root may be read-only.
+#[cfg(feature = "sqlite")]
+fn default_database(config: &Config) -> io::Result<Option<Database>> {
+    if let Err(why) = Sqlite::try_file(Path::new(DATABASE_FILE)) {
+        log::warn!(
+            event_type = "database_off";
+            "there is no database: {DATABASE_FILE} in the working directory: {why}; \
+             DATABASE_URL names another, or none: off"
+        );
         return Ok(None);
     }
-    let address = PostgresAddress::parse(url.expose()).expect("the configuration was checked");
-    let options = PostgresOptions {
+    let address = SqliteAddress::File(DATABASE_FILE.into());
+    Sqlite::start(&address, sqlite_options(config)).map(|client| Some(client.into()))
+}
+
+#[cfg(not(feature = "sqlite"))]
+#[allow(clippy::unnecessary_wraps, reason = "as with the feature")]
+fn default_database(_: &Config) -> io::Result<Option<Database>> {
+    Ok(None)
+}
+
+#[cfg(feature = "postgres")]
+fn postgres_options(config: &Config) -> PostgresOptions {
+    PostgresOptions {
         pipelined: config.pool_pipelined,
         exclusive: config.pool_exclusive,
         queue_length_max: config.pool_queue,
         queue_timeout: config.pool_queue_timeout,
         job_timeout: config.pool_job_timeout,
         statement_timeout: config.statement_timeout,
-    };
-    let started = Postgres::start(&address, &options);
-    let failed = |source| StartError::System { what: "start the client of the database", source };
-    started.map(Some).map_err(failed)
+    }
+}
+
+#[cfg(feature = "sqlite")]
+fn sqlite_options(config: &Config) -> SqliteOptions {
+    SqliteOptions {
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        schema: Some(items::SQLITE_SCHEMA.into()),
+        ..SqliteOptions::default()
+    }
 }
 
 /// Has failures reported to Sentry, if asked for; returns the hook that waits for the last of them.
@@ -284,6 +337,10 @@ fn options(config: &Config, logger: &Logger) -> Options {
         log_lines_dropped: Some(logger.dropped()),
     }
 }
+
+/// The database when none is named.
+#[cfg(feature = "sqlite")]
+const DATABASE_FILE: &str = "ebbtide.db";
 
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;

@@ -71,7 +71,12 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "config",
-        &["server::Address", "server::AddressError", "pool::PostgresAddress"],
+        &[
+            "server::Address",
+            "server::AddressError",
+            "pool::PostgresAddress",
+            "pool::SqliteAddress",
+        ],
         "reads the world into plain values; an address is parsed by who binds or connects to it",
     ),
     ("lib", &["*"], "the public face"),
@@ -141,6 +146,9 @@ const FENCES: &[Fence] = &[
         instead: "the server is no client; what it reports goes through src/sentry.rs" },
     Fence { name: "backtrace::", only_in: &["src/sentry.rs"], unit_tests: Held,
         instead: "a panic's frames are named by src/sentry.rs" },
+
+    Fence { name: "rusqlite::", only_in: &["src/pool/sqlite.rs"], unit_tests: Held,
+        instead: "use pool::Sqlite, or pool::Database for either kind" },
 
     // The clock: read once per turn, so that all that happens in a turn agrees on the time.
     Fence { name: "Instant::now",

@@ -4,9 +4,7 @@
 
 pub mod admin;
 pub mod handler;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod item;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub mod items;
 pub mod lab;
 pub mod router;

@@ -125,7 +125,7 @@ mod tests {
             ("2", 500, false),
         ] {
             let mut response = rejected(code);
-            let has_retry = response.headers_mut().contains_key(http::header::RETRY_AFTER);
+            let has_retry = response.headers_mut().contains_key(RETRY_AFTER);
             assert_eq!((response.status().as_u16(), has_retry), (status, retries), "{code}");
         }
     }
@@ -143,7 +143,7 @@ mod tests {
             (DatabaseError::Mismatch("secret".to_owned()), 500, false),
         ] {
             let mut response = error.clone().into_response();
-            let has_retry = response.headers_mut().contains_key(http::header::RETRY_AFTER);
+            let has_retry = response.headers_mut().contains_key(RETRY_AFTER);
             assert_eq!((response.status().as_u16(), has_retry), (status, retries), "{error:?}");
         }
     }

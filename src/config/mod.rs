@@ -179,18 +179,23 @@ fn apply_port(
 /// Looks at the address of the database. What it is like is for its client to say.
 fn check_database(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let Some(url) = &config.database_url else { return Ok(()) };
-    if url.expose() == "off" || url.expose().starts_with("sqlite:") {
-        return Ok(());
-    }
-    #[cfg(feature = "postgres")]
-    let checked = crate::pool::PostgresAddress::parse(url.expose()).map(drop);
-    #[cfg(not(feature = "postgres"))]
-    let checked: Result<(), &str> = Err("this build has no client for it: expected `off`");
+    let checked = match url.expose() {
+        "off" => return Ok(()),
+        #[cfg(feature = "sqlite")]
+        url if url.starts_with("sqlite:") => {
+            crate::pool::SqliteAddress::parse(url).map(drop).map_err(|why| why.to_string())
+        }
+        #[cfg(feature = "postgres")]
+        url if !url.starts_with("sqlite:") => {
+            crate::pool::PostgresAddress::parse(url).map(drop).map_err(|why| why.to_string())
+        }
+        _ => Err("this build has no client for it".to_owned()),
+    };
     checked.map_err(|why| ConfigError::Value {
         source: sources.of(DATABASE_URL).clone(),
         key: DATABASE_URL,
         value: source::shown_text(&url.to_string()),
-        expected: why.to_string(),
+        expected: why,
     })
 }
 

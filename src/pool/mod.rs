@@ -4,7 +4,6 @@
 mod backoff;
 mod clock;
 mod core;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod database;
 mod error;
 mod pooled;
@@ -34,7 +33,6 @@ mod value;
 mod watch;
 
 pub use self::core::PoolLimits;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::database::Database;
 pub use self::error::{DatabaseError, Rejection};
 pub use self::pooled::{

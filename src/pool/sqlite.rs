@@ -230,7 +230,7 @@ impl Sqlite {
 
 impl DataClient for Sqlite {
     fn pools(&self) -> Pools {
-        Pools(vec![Arc::new(self.pool.clone())])
+        Pools { name: "database", pools: vec![Arc::new(self.pool.clone())] }
     }
 }
 

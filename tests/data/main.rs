@@ -12,6 +12,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should, and says so")]
 
 mod harness;
+#[cfg(feature = "sqlite")]
+mod items;
 #[cfg(feature = "postgres")]
 mod postgres_pool;
 #[cfg(feature = "postgres")]
@@ -21,6 +23,8 @@ mod sentry;
 #[allow(dead_code, reason = "what a server can do to its clients, tested for or not yet")]
 #[path = "../support/mod.rs"]
 mod services;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 #[allow(dead_code, reason = "tests/process wants the rest")]
 #[path = "../process/support/mod.rs"]
 mod support;
