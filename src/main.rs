@@ -237,6 +237,7 @@ fn postgres_options(config: &Config) -> PostgresOptions {
         queue_timeout: config.pool_queue_timeout,
         job_timeout: config.pool_job_timeout,
         statement_timeout: config.statement_timeout,
+        schema: Some(items::POSTGRES_SCHEMA.into()),
     }
 }
 

@@ -20,6 +20,8 @@ mod postgres_params;
 #[cfg(feature = "postgres")]
 mod postgres_pipeline;
 #[cfg(feature = "postgres")]
+mod postgres_schema;
+#[cfg(feature = "postgres")]
 mod postgres_tls;
 pub mod queue;
 mod resource;

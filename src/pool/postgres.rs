@@ -34,6 +34,9 @@ pub struct PostgresOptions {
     pub job_timeout: Duration,
     /// How long the server works on one statement.
     pub statement_timeout: Duration,
+    /// Statements that are done once, in one transaction, before the first job: tables to be made
+    /// where they are missing. Clients that start together do them one after the other.
+    pub schema: Option<Cow<'static, str>>,
 }
 
 impl Default for PostgresOptions {
@@ -45,6 +48,7 @@ impl Default for PostgresOptions {
             queue_timeout: Duration::from_secs(1),
             job_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(2),
+            schema: None,
         }
     }
 }
@@ -88,7 +92,7 @@ impl Postgres {
     /// # Panics
     /// When a number in `options` is 0.
     pub fn start(address: &PostgresAddress, options: &PostgresOptions) -> io::Result<Postgres> {
-        let address = address.clone().completed(options.statement_timeout);
+        let address = address.clone().completed(options.statement_timeout, options.schema.clone());
         let limits = |threads: usize| {
             assert!(threads > 0, "a pool has at least one thread");
             PoolLimits {

@@ -1,16 +1,21 @@
 //! The address of a PostgreSQL server: a URL, or `key=value` pairs, as libpq has them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
+use super::postgres_schema::Schema;
+
 /// Where the database is and how to get in. Displays without its password.
 #[derive(Clone)]
 pub struct PostgresAddress {
     pub(super) config: Config,
     pub(super) trust: Trust,
+    /// What its connections do first.
+    pub(super) schema: Schema,
 }
 
 /// Which servers are believed, once the connection is encrypted.
@@ -92,11 +97,16 @@ impl PostgresAddress {
             );
         }
         config.ssl_mode(mode);
-        Ok(PostgresAddress { config, trust })
+        Ok(PostgresAddress { config, trust, schema: Schema::default() })
     }
 
     /// Adds what every connection of ours is to have, where the address does not say otherwise.
-    pub(super) fn completed(mut self, statement_timeout: Duration) -> PostgresAddress {
+    pub(super) fn completed(
+        mut self,
+        statement_timeout: Duration,
+        schema: Option<Cow<'static, str>>,
+    ) -> PostgresAddress {
+        self.schema = Schema::new(schema);
         let config = &mut self.config;
         if config.get_application_name().is_none() {
             config.application_name(APPLICATION_NAME);

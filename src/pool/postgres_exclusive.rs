@@ -30,7 +30,8 @@ impl Resource for Exclusive {
         let tls = connector(address)?;
         answers(address)?;
         let config = postgres::Config::from(address.config.clone());
-        let client = config.connect(Tls::clone(&tls)).map_err(|error| reason(&error))?;
+        let mut client = config.connect(Tls::clone(&tls)).map_err(|error| reason(&error))?;
+        address.schema.prepare_blocking(&mut client).map_err(|error| reason(&error))?;
         Ok(Exclusive { client, tls })
     }
 

@@ -249,9 +249,14 @@ type Driver = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 async fn connect(address: &PostgresAddress) -> Result<(Client, Driver, Tls), Reason> {
     let reason = |error: &Error| Reason(address.redact(&chain(error)));
     let tls = connector(address)?;
-    let connecting = address.config.connect(Tls::clone(&tls));
+    let connecting = async {
+        let (client, connection) = address.config.connect(Tls::clone(&tls)).await?;
+        let mut driver: Driver = Box::pin(connection);
+        address.schema.prepare(&client, &mut driver).await?;
+        Ok::<_, Error>((client, driver))
+    };
     match time::timeout(CONNECT_MAX, connecting).await {
-        Ok(Ok((client, connection))) => Ok((client, Box::pin(connection), tls)),
+        Ok(Ok((client, driver))) => Ok((client, driver, tls)),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err(Reason("the server accepts connections and does not answer".to_owned())),
     }

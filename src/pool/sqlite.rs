@@ -285,8 +285,18 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_MAX)?;
-    // Writes the file's header, and so finds out whether it can be written and is a database.
-    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    // Writes the file's header, and so finds out whether it can be written and is a database. Of
+    // several that do it to a new file at once SQLite refuses some without waiting.
+    let mut attempts = BUSY_MAX.as_millis() / SWITCH_PAUSE.as_millis();
+    while let Err(error) =
+        connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+    {
+        attempts -= 1;
+        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || attempts == 0 {
+            return Err(error);
+        }
+        std::thread::park_timeout(SWITCH_PAUSE);
+    }
     connection.pragma_update(None, "synchronous", "full")?;
     if connection.is_readonly("main")? {
         let error = ffi::Error::new(ffi::SQLITE_READONLY);
@@ -479,6 +489,9 @@ const NAME: &str = "sqlite";
 
 /// How long a statement waits for another process that writes.
 const BUSY_MAX: Duration = Duration::from_secs(3);
+
+/// Between two attempts to have a new file in WAL mode.
+const SWITCH_PAUSE: Duration = Duration::from_millis(10);
 
 /// Statements that each connection keeps prepared.
 const STATEMENTS_KEPT: usize = 64;

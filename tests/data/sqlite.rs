@@ -10,8 +10,8 @@ use serde_json::json;
 use super::items::{parsed, send, started, until_ready};
 use crate::services::keeper::directory;
 use crate::support::client::Client;
-use crate::support::scratch;
 use crate::support::server::{Launch, Server};
+use crate::support::{SLACK, SOON, scratch, until};
 
 const ITEM: &str = r#"{"name":"rope","quantity":3}"#;
 
@@ -124,7 +124,7 @@ fn a_file_that_is_named_and_cannot_be_used_shows_in_readyz() {
             Launch::new().env("DATABASE_URL", format!("sqlite:{}", path.display())).start();
         let ready = Client::connect(server.admin).get("/readyz?verbose");
         assert_eq!(ready.status, 503, "{}", ready.text());
-        crate::services::until("the reason", crate::services::SOON, || {
+        until("the reason", SOON, || {
             let ready = Client::connect(server.admin).get("/readyz?verbose").text();
             ready.contains(reason).then_some(())
         });
@@ -149,6 +149,7 @@ fn a_cancelled_sleep_frees_its_connection() {
         .env("POOL_JOB_TIMEOUT", "60s")
         .env("STATEMENT_TIMEOUT", "30s")
         .env("POOL_QUEUE_TIMEOUT", "10s")
+        .env("SHUTDOWN_TIMEOUT", "3s")
         .start();
     until_ready(&server);
     let mut sleeping = server.connect();
@@ -157,11 +158,15 @@ fn a_cancelled_sleep_frees_its_connection() {
     // The one connection there is comes free with its client's end.
     drop(sleeping);
     assert_eq!(server.connect().get("/items").status, 200);
-    // And the shutdown does not wait for one either.
+    // And the shutdown ends one when it is time.
     let mut sleeping = server.connect();
     sleeping.ask("/db/sleep/50000");
     server.wait_in_flight(1);
-    server.signal("INT");
-    server.signal("TERM");
-    server.exit(Duration::from_secs(40));
+    let before = server.signal("TERM");
+    assert_eq!(sleeping.response().status, 503);
+    let exit = server.exit(SOON);
+    assert!(exit.at - before < Duration::from_secs(3) + SLACK);
+    let report = server.log.report();
+    assert_eq!(exit.status, 3, "{report:#}");
+    assert_eq!(report["cancelled_jobs"][0]["statement"], "sleep", "{report:#}");
 }
