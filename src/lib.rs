@@ -112,6 +112,8 @@ pub use pool::Database;
 pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
 #[cfg(feature = "postgres")]
 pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
+#[cfg(feature = "redis")]
+pub use pool::{Redis, RedisAddress, RedisAddressError, RedisOptions};
 #[cfg(feature = "sqlite")]
 pub use pool::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
@@ -171,6 +173,8 @@ pub mod internal {
         };
     }
     pub mod app {
+        #[cfg(feature = "redis")]
+        pub use crate::app::hits;
         pub use crate::app::items;
         pub use crate::app::{lab, sample};
     }

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+#[cfg(feature = "redis")]
+use ebbtide::internal::app::hits;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use ebbtide::internal::app::items;
 use ebbtide::internal::app::{lab::Lab, sample};
@@ -29,6 +31,8 @@ use ebbtide::{
 };
 #[cfg(feature = "postgres")]
 use ebbtide::{Postgres, PostgresAddress, PostgresOptions};
+#[cfg(feature = "redis")]
+use ebbtide::{Redis, RedisAddress, RedisOptions};
 #[cfg(feature = "sqlite")]
 use ebbtide::{Sqlite, SqliteAddress, SqliteOptions};
 
@@ -167,6 +171,13 @@ fn start(
     let tracker = error_tracker(config, &mut options)?;
     let database = database(config)?;
     let router = sample::router(lab, database.clone());
+    #[cfg(feature = "redis")]
+    let redis = redis(config)?;
+    #[cfg(feature = "redis")]
+    let router = match &redis {
+        Some(redis) if config.lab_routes => hits::add(router, redis),
+        _ => router,
+    };
     let server = Server::bind_inheriting(options, inherited, router)?;
     let mut server = server.with_signals(signals);
     if let Some(flush) = tracker {
@@ -174,6 +185,10 @@ fn start(
     }
     if let Some(database) = &database {
         server = server.with_database(database);
+    }
+    #[cfg(feature = "redis")]
+    if let Some(redis) = &redis {
+        server = server.with_database(redis);
     }
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return server.run();
@@ -250,6 +265,20 @@ fn sqlite_options(config: &Config) -> SqliteOptions {
         schema: Some(items::SQLITE_SCHEMA.into()),
         ..SqliteOptions::default()
     }
+}
+
+#[cfg(feature = "redis")]
+fn redis(config: &Config) -> Result<Option<Redis>, StartError> {
+    let Some(url) = &config.redis_url else { return Ok(None) };
+    let address = RedisAddress::parse(url.expose()).expect("the configuration was checked");
+    let options = RedisOptions {
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        ..RedisOptions::default()
+    };
+    let failed = |source| StartError::System { what: "start the client of Redis", source };
+    Redis::start(&address, &options).map(Some).map_err(failed)
 }
 
 /// Has failures reported to Sentry, if asked for; returns the hook that waits for the last of them.

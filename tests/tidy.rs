@@ -76,6 +76,7 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
             "server::AddressError",
             "pool::PostgresAddress",
             "pool::SqliteAddress",
+            "pool::RedisAddress",
         ],
         "reads the world into plain values; an address is parsed by who binds or connects to it",
     ),
@@ -147,6 +148,8 @@ const FENCES: &[Fence] = &[
     Fence { name: "backtrace::", only_in: &["src/sentry.rs"], unit_tests: Held,
         instead: "a panic's frames are named by src/sentry.rs" },
 
+    Fence { name: "redis::", only_in: &["src/pool/redis.rs", "src/app/hits.rs"], unit_tests: Held,
+        instead: "use pool::Redis" },
     Fence { name: "rusqlite::", only_in: &["src/pool/sqlite.rs"], unit_tests: Held,
         instead: "use pool::Sqlite, or pool::Database for either kind" },
 

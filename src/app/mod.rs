@@ -4,6 +4,8 @@
 
 pub mod admin;
 pub mod handler;
+#[cfg(feature = "redis")]
+pub mod hits;
 mod item;
 pub mod items;
 pub mod lab;

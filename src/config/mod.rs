@@ -126,6 +126,7 @@ pub fn load(
     let (mut config, mut sources) = Config::read(&layers)?;
     apply_port(&mut config, &mut sources, env)?;
     check_database(&config, &sources)?;
+    check_redis(&config, &sources)?;
     check(&config, &sources)?;
     Ok(Invocation { command: line.command, config, sources })
 }
@@ -199,6 +200,20 @@ fn check_database(config: &Config, sources: &Sources) -> Result<(), ConfigError>
     })
 }
 
+fn check_redis(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let Some(url) = &config.redis_url else { return Ok(()) };
+    #[cfg(feature = "redis")]
+    let checked = crate::pool::RedisAddress::parse(url.expose()).map(drop);
+    #[cfg(not(feature = "redis"))]
+    let checked: Result<(), &str> = Err("this build has no client for it: feature `redis`");
+    checked.map_err(|why| ConfigError::Value {
+        source: sources.of(REDIS_URL).clone(),
+        key: REDIS_URL,
+        value: source::shown_text(&url.to_string()),
+        expected: why.to_string(),
+    })
+}
+
 /// Looks for values that can not hold together.
 fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let setting = |name: &str| {
@@ -250,5 +265,6 @@ pub const EXIT_USAGE: u8 = 2;
 const DELAY_SHARE: u32 = 3;
 
 const DATABASE_URL: &str = "database_url";
+const REDIS_URL: &str = "redis_url";
 const LISTEN: &str = "listen";
 const PORT: &str = "PORT";

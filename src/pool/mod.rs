@@ -24,6 +24,8 @@ mod postgres_schema;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
 pub mod queue;
+#[cfg(feature = "redis")]
+mod redis;
 mod resource;
 mod slot;
 #[cfg(feature = "sqlite")]
@@ -46,6 +48,8 @@ pub use self::postgres::{Postgres, PostgresOptions};
 pub use self::postgres_address::{PostgresAddress, PostgresAddressError};
 #[cfg(feature = "postgres")]
 pub use self::postgres_params::Params;
+#[cfg(feature = "redis")]
+pub use self::redis::{Redis, RedisAddress, RedisAddressError, RedisOptions};
 pub use self::resource::{After, Canceller, Reason, Resource};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};

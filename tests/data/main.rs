@@ -18,6 +18,8 @@ mod items;
 mod postgres_pool;
 #[cfg(feature = "postgres")]
 mod postgres_server;
+#[cfg(all(feature = "redis", feature = "sqlite"))]
+mod redis;
 #[cfg(feature = "sentry")]
 mod sentry;
 #[allow(dead_code, reason = "what a server can do to its clients, tested for or not yet")]
