@@ -211,7 +211,7 @@ fn database(config: &Config) -> Result<Option<Database>, StartError> {
 fn named_database(config: &Config, url: &str) -> io::Result<Database> {
     #[cfg(feature = "sqlite")]
     if let Ok(address) = SqliteAddress::parse(url) {
-        return Sqlite::start(&address, sqlite_options(config)).map(Database::from);
+        return Sqlite::start(&address, &sqlite_options(config)).map(Database::from);
     }
     #[cfg(feature = "postgres")]
     if let Ok(address) = PostgresAddress::parse(url) {
@@ -234,7 +234,7 @@ fn default_database(config: &Config) -> io::Result<Option<Database>> {
         return Ok(None);
     }
     let address = SqliteAddress::File(DATABASE_FILE.into());
-    Sqlite::start(&address, sqlite_options(config)).map(|client| Some(client.into()))
+    Sqlite::start(&address, &sqlite_options(config)).map(|client| Some(client.into()))
 }
 
 #[cfg(not(feature = "sqlite"))]

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn connections_get_our_options_before_those_of_the_address() {
         let address = PostgresAddress::parse("postgres://h/d?options=-c%20work_mem%3D8MB").unwrap();
-        let address = address.completed(Duration::from_secs(2));
+        let address = address.completed(Duration::from_secs(2), None);
         assert_eq!(
             address.config.get_options(),
             Some(

@@ -138,7 +138,7 @@ impl Redis {
 
     /// Sends one command. Operators see its name, not its arguments.
     pub fn command<T: FromRedisValue + Send + 'static>(&self, command: Cmd) -> Ticket<T> {
-        let name = command.args_iter().next().map_or("".into(), |name| match name {
+        let name = command.args_iter().next().map_or(String::new(), |name| match name {
             redis::Arg::Simple(name) => String::from_utf8_lossy(name).into_owned(),
             _ => String::new(),
         });

@@ -108,7 +108,7 @@ impl Default for SqliteOptions {
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let address = SqliteAddress::parse("sqlite:shop.db")?;
-/// let db = Sqlite::start(&address, SqliteOptions::default())?;
+/// let db = Sqlite::start(&address, &SqliteOptions::default())?;
 /// let rows = db.records("SELECT price FROM items WHERE id = $1", vec![42_i64.into()]).await?;
 /// let count: i64 = db
 ///     .run(|connection| connection.query_row("SELECT count(*) FROM items", [], |row| row.get(0)))
@@ -132,7 +132,7 @@ impl Sqlite {
     ///
     /// # Panics
     /// When a number in `options` is 0.
-    pub fn start(address: &SqliteAddress, options: SqliteOptions) -> io::Result<Sqlite> {
+    pub fn start(address: &SqliteAddress, options: &SqliteOptions) -> io::Result<Sqlite> {
         assert!(options.threads > 0, "a pool has at least one thread");
         let writing = Arc::new(Mutex::new(()));
         let place = Place::of(address)?;
@@ -140,7 +140,7 @@ impl Sqlite {
         let threads = if matches!(place, Place::Memory(..)) { 1 } else { options.threads };
         let settings = Settings {
             place,
-            schema: options.schema,
+            schema: options.schema.clone(),
             is_prepared: AtomicBool::new(false),
             writing: Arc::clone(&writing),
         };

@@ -11,6 +11,8 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should, and says so")]
 
+#[cfg(all(feature = "postgres", feature = "sqlite"))]
+mod chaos;
 mod harness;
 #[cfg(feature = "sqlite")]
 mod items;
