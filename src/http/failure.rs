@@ -4,6 +4,10 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use http::StatusCode;
+
+use super::flow::Flow;
+
 /// A request that was answered with a status of 500 or above, whose handler panicked or whose
 /// response ended before its end.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +49,7 @@ impl OnFailure {
         OnFailure(Arc::new(told))
     }
 
-    pub(super) fn tell(&self, failure: &Failure<'_>) {
+    fn tell(&self, failure: &Failure<'_>) {
         // The panic hook has had it; the request must not suffer from it.
         let _told = catch_unwind(AssertUnwindSafe(|| (self.0)(failure)));
     }
@@ -55,4 +59,20 @@ impl fmt::Debug for OnFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OnFailure")
     }
+}
+
+/// Tells whoever wants to know that the request at hand failed.
+pub(super) fn tell_failure(flow: &Flow, status: StatusCode, cause: FailureCause<'_>) {
+    let Some(on_failure) = &flow.site().on_failure else { return };
+    let request_id = flow.request_id();
+    let (method, path) = flow.target();
+    let route = flow.route();
+    on_failure.tell(&Failure {
+        status: status.as_u16(),
+        method: &method,
+        path: &path,
+        route: route.as_ref().map(|route| route.template.as_str()),
+        request_id: &request_id,
+        cause,
+    });
 }

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 
 use super::exchange::Exchange;
-use super::failure::{Failure, FailureCause};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
 use super::message::Route;
@@ -237,20 +236,9 @@ impl Flow {
         }
     }
 
-    /// Tells whoever wants to know that the request at hand failed.
-    pub(super) fn tell_failure(&self, status: StatusCode, cause: FailureCause<'_>) {
-        let Some(on_failure) = &self.site.on_failure else { return };
-        let request_id = self.request_id();
-        let (method, path) = self.target();
-        let route = self.current.borrow().as_ref().and_then(|exchange| exchange.route.clone());
-        on_failure.tell(&Failure {
-            status: status.as_u16(),
-            method: &method,
-            path: &path,
-            route: route.as_ref().map(|route| route.template.as_str()),
-            request_id: &request_id,
-            cause,
-        });
+    /// The route of the request at hand, if one was found.
+    pub(super) fn route(&self) -> Option<Rc<Route>> {
+        self.current.borrow().as_ref()?.route.clone()
     }
 
     /// The id that the response should carry, if there is one by now.

@@ -13,7 +13,7 @@ use http::StatusCode;
 use hyper::server::conn::http1;
 
 use super::connection::Means;
-use super::failure::FailureCause;
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{Flow, Frame};
 use super::hold::{self, Why};
 use super::limits::HIBERNATE_AFTER;
@@ -413,7 +413,8 @@ impl<T: Transport> Hot<T> {
                 path = path.as_str();
                 "a response body failed: {what}"
             );
-            self.flow.tell_failure(StatusCode::INTERNAL_SERVER_ERROR, FailureCause::Body(&what));
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            tell_failure(&self.flow, status, FailureCause::Body(&what));
             if self.flow.is_close_delimited.get() {
                 return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
             }

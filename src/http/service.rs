@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
-use super::failure::FailureCause;
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{BodyOwner, Flow, Frame};
 use super::message::{IntoResponse, Request, Response};
 use super::site::Mode;
@@ -335,7 +335,7 @@ impl Future for CallFuture {
                 && !response.headers_mut().contains_key(CONNECTION),
         );
         if response.status().is_server_error() && !flow.has_panicked.get() {
-            flow.tell_failure(response.status(), FailureCause::Status);
+            tell_failure(flow, response.status(), FailureCause::Status);
         }
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
@@ -374,7 +374,7 @@ fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
 
 pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
     let what = panic_message(panic);
-    flow.tell_failure(StatusCode::INTERNAL_SERVER_ERROR, FailureCause::Panic(what));
+    tell_failure(flow, StatusCode::INTERNAL_SERVER_ERROR, FailureCause::Panic(what));
     let (method, path) = flow.target();
     log::error!(
         event_type = "handler_panicked",

@@ -146,7 +146,8 @@ fn what_a_client_does_wrong_is_told_with_its_field() {
         let large = format!(r#"{{"name":"{}","quantity":1}}"#, "x".repeat(70_000));
         assert_eq!(send(&mut server.connect(), "POST", "/items", &large).status, 413);
         let mut client = server.connect();
-        client.send("POST /items HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 2\r\n\r\n{}");
+        let head = "POST /items HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 2";
+        client.send(format!("{head}\r\n\r\n{{}}"));
         assert_eq!(client.response().status, 415);
         let listed = parsed(&server.connect().get("/items"));
         assert_eq!(listed["items"], json!([]), "nothing of it was stored");
