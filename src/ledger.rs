@@ -172,7 +172,10 @@ impl RejectedCode {
     }
 }
 
-/// The books of one worker.
+/// The books of one worker, who alone writes them: see [`ConnectionTracking`] for counting on
+/// several threads.
+///
+/// [`ConnectionTracking`]: crate::ConnectionTracking
 #[derive(Debug, Default)]
 pub struct Ledger {
     opened: AtomicU64,
@@ -215,6 +218,18 @@ impl Ledger {
     pub fn finished(&self, outcome: RequestOutcome) {
         sub(&self.in_flight);
         add(&self.finished[outcome as usize]);
+    }
+
+    /// As [`begun`](Self::begun), on any of several threads that count in one ledger.
+    pub(crate) fn begun_anywhere(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// As [`finished`](Self::finished), on any of several threads that count in one ledger.
+    pub(crate) fn finished_anywhere(&self, outcome: RequestOutcome) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.finished[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Something that never was a request was answered.
@@ -346,13 +361,15 @@ impl Counts {
     }
 }
 
+/// Adds one. A ledger has one writer, so a load and a store do, without a locked instruction.
 fn add(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 fn sub(counter: &AtomicU64) {
-    let before = counter.fetch_sub(1, Ordering::Relaxed);
+    let before = counter.load(Ordering::Relaxed);
     debug_assert!(before > 0, "a gauge of the ledger went below zero");
+    counter.store(before.wrapping_sub(1), Ordering::Relaxed);
 }
 
 #[cfg(test)]

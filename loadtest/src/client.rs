@@ -20,7 +20,7 @@ use std::time::Duration;
 use mio::net::TcpStream;
 use socket2::{Domain, Socket, Type};
 
-use crate::kind::{Body, Kind, READ_PAUSE, READ_PIECE, Routes, WRITE_PAUSE, WRITE_PIECE, id_in};
+use crate::kind::{Body, Kind, READ_PAUSE, READ_PIECE, Routes, WRITE_PAUSE, WRITE_PIECE};
 use crate::outcome::{End, Outcome};
 use crate::response::{Closes, Reader, Response};
 use crate::schedule::Arrival;
@@ -334,18 +334,12 @@ impl Client {
         let Some(exchange) = self.waiting.pop_front() else { return Flow::Over };
         self.answered += 1;
         let is_early = self.written < self.output.len();
-        let stranger = response.request_id.as_deref().filter(|id| id_in(id) != Some(exchange.id));
         let closes = response.closes == Closes::Yes;
-        let (outcome, detail) = if response.status != 200 {
-            (Outcome::Status, format!("status {}", response.status))
-        } else if let Some(stranger) = stranger {
-            (Outcome::Status, format!("the answer to {stranger}"))
-        } else if !exchange.expected.is(&response.body) {
-            (Outcome::Status, format!("another body, of {} bytes", response.body.len()))
-        } else if is_early {
-            (Outcome::Status, "answered before all of it was sent".to_owned())
-        } else {
-            (if closes { Outcome::OkClose } else { Outcome::Ok }, String::new())
+        let (outcome, detail) = match response.fault(&exchange.expected, exchange.id) {
+            Some(fault) => (Outcome::Status, fault),
+            None if is_early => (Outcome::Status, "answered before all of it was sent".to_owned()),
+            None if closes => (Outcome::OkClose, String::new()),
+            None => (Outcome::Ok, String::new()),
         };
         events.push(Event::Ended(self.end(&exchange, outcome, detail.into(), now)));
         if closes || is_early {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::field::{Field, Terms};
 use crate::idle::{self, Habit, Story, World};
 use crate::outcome::{End, Tally};
-use crate::restarts::{Mark, Trip, judge};
+use crate::restarts::{Mark, Trip, conclude};
 use crate::table::{self, put};
 use crate::target::{Fault, Way};
 
@@ -27,10 +27,7 @@ pub fn run(terms: &Terms) -> Shutdown {
     };
     let mut stories = Vec::new();
     let fault = drive(&mut field, terms, &mut stories).err();
-    if fault.is_some() {
-        field.abandon();
-    }
-    let trip = judge(&field, way, &[Mark { old: 0, successor: None }], fault);
+    let trip = conclude(&mut field, way, &[Mark { old: 0, successor: None }], fault);
     Shutdown { trip, stories }
 }
 
@@ -85,7 +82,7 @@ impl Shutdown {
                 restart.status.map_or("none".to_owned(), |status| status.to_string()),
             ),
         );
-        if let Some(books) = &restart.ledger.books {
+        if let Some(books) = restart.ledger.as_ref().and_then(|ledger| ledger.books.as_ref()) {
             let named = |map: &std::collections::BTreeMap<String, u64>| {
                 let counts = map.iter().filter(|(_, count)| **count > 0);
                 counts.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")

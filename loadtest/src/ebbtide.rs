@@ -4,19 +4,46 @@
 //! closed connection with its client's port: with them each request and each connection belongs to
 //! one instance for certain. Everything else is as by default.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, io};
 
 use serde_json::Value;
 
 use crate::books::Books;
 use crate::kind::{Routes, id_in};
-use crate::target::{Launch, Note, Seat, Target, Way};
+use crate::root;
+use crate::target::{Fault, Launch, Note, Seat, Target, Way};
 
 /// See the module's essay.
 #[derive(Clone, Debug)]
 pub struct Ebbtide {
     /// The program.
     pub binary: PathBuf,
+}
+
+impl Ebbtide {
+    /// Its release, built by the cargo that runs us; without one, as it was built.
+    ///
+    /// # Errors
+    /// When it does not build, or is not there.
+    pub fn build() -> Result<PathBuf, Fault> {
+        let build = ["build", "--release", "-p", "ebbtide"];
+        if let Some(cargo) = env::var_os("CARGO") {
+            let mut cargo = Command::new(cargo);
+            cargo.args(build).current_dir(root()).stdin(Stdio::null());
+            let status = cargo.status().map_err(Fault::of("run cargo"))?;
+            if !status.success() {
+                return Err(Fault("ebbtide does not build".to_owned()));
+            }
+        }
+        let find = || -> io::Result<PathBuf> {
+            let own = env::current_exe()?;
+            let target = own.parent().and_then(Path::parent).unwrap_or(&own);
+            target.join("release").join("ebbtide").canonicalize()
+        };
+        find().map_err(|_| Fault(format!("there is no server: run cargo {}", build.join(" "))))
+    }
 }
 
 /// Those of `ebbtide serve`, which other servers are given as well.
@@ -63,13 +90,16 @@ impl Target for Ebbtide {
 
     fn note(&self, line: &str) -> Note {
         let Ok(line) = serde_json::from_str::<Value>(line) else { return Note::Other };
+        let outcome = || line["outcome"].as_str().unwrap_or_default().to_owned();
         match line["event_type"].as_str() {
             Some("server_started") => Note::Ready,
             Some("request") => Note::Request {
                 id: line["request_id"].as_str().and_then(id_in),
-                outcome: line["outcome"].as_str().unwrap_or_default().to_owned(),
+                outcome: outcome(),
             },
-            Some("connection_closed") => Note::Closed { port: port_in(&line["peer"]) },
+            Some("connection_closed") => {
+                Note::Closed { port: port_in(&line["peer"]), outcome: outcome() }
+            }
             Some("log_lines_dropped") => Note::Missing(line["count"].as_u64().unwrap_or(1)),
             _ => Note::Other,
         }
@@ -103,8 +133,8 @@ mod tests {
             Note::Request { id: Some(12), outcome: "answered".to_owned() }
         );
         assert_eq!(
-            note(r#"{"event_type":"connection_closed","peer":"127.0.0.1:4711"}"#),
-            Note::Closed { port: 4711 }
+            note(r#"{"event_type":"connection_closed","peer":"127.0.0.1:4711","outcome":"reset"}"#),
+            Note::Closed { port: 4711, outcome: "reset".to_owned() }
         );
         assert_eq!(note("thread panicked"), Note::Other);
     }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use crate::books::Seen;
+use crate::books::{Books, Scope, Seen};
 use crate::client::Event;
-use crate::instance::{Instance, Remains, Starter};
+use crate::instance::{Instance, Starter};
 use crate::listening;
 use crate::load::{Load, Running};
 use crate::outcome::{End, Outcome};
@@ -51,12 +51,12 @@ pub struct Field {
     pub instances: Vec<Instance>,
 }
 
-/// An instance's ledger and what is wrong with it.
-#[derive(Debug)]
+/// A server's ledger, compared.
+#[derive(Clone, Debug)]
 pub struct Compared {
-    /// What it left.
-    pub remains: Remains,
-    /// What does not agree, in words.
+    /// What the report said; `None` when there is none.
+    pub books: Option<Books>,
+    /// What does not agree with the clients, in words.
     pub differences: Vec<String>,
 }
 
@@ -166,9 +166,14 @@ impl Field {
         found
     }
 
-    /// Listens no more: what ends from now on says nothing of the server.
+    /// Takes in what the clients have told so far and listens no more: what ends from now on, when
+    /// instances are killed, says nothing of the server.
     pub fn abandon(&mut self) {
-        self.load = None;
+        let Some(load) = self.load.take() else { return };
+        while let Ok(event) = load.events().try_recv() {
+            // The run has its fault already.
+            let _known = self.note(event);
+        }
     }
 
     fn gather_until(&mut self, is_over: impl Fn(&Field) -> bool) -> Result<(), Fault> {
@@ -219,22 +224,25 @@ impl Field {
         Ok(())
     }
 
-    /// Compares every instance's ledger with what the clients saw. The last of what is returned
-    /// are the differences that are no single instance's.
-    pub fn compare(&self) -> (Vec<Compared>, Vec<String>) {
-        let mut seen = Seen::new(&self.ends, &self.ports);
+    /// Compares the ledger of every instance that was told to stop and did with what the clients
+    /// saw: `None` for the others. What comes second are the differences that are no single
+    /// instance's, which only a whole run can have.
+    pub fn compare(&self, scope: Scope) -> (Vec<Option<Compared>>, Vec<String>) {
+        let mut seen = Seen::new(&self.ends, &self.ports, scope);
         let compare = |instance: &Instance| {
-            let remains = self.terms.starter.remains(instance);
+            let remains = instance.has_stopped().then(|| self.terms.starter.remains(instance))?;
             let mut differences: Vec<String> = remains.complaint.iter().cloned().collect();
             if let Some(books) = &remains.books {
                 differences.extend(seen.compare(books, &remains.journal));
             }
-            Compared { remains, differences }
+            Some(Compared { books: remains.books, differences })
         };
-        let compared: Vec<Compared> = self.instances.iter().map(compare).collect();
-        let has_ledger = compared.iter().all(|one| one.remains.books.is_some());
-        let rest = if has_ledger { seen.rest(&self.reset_in_queue()) } else { Vec::new() };
-        (compared, rest)
+        let compared: Vec<Option<Compared>> = self.instances.iter().map(compare).collect();
+        let has_books = |one: &Option<Compared>| one.as_ref().is_some_and(|it| it.books.is_some());
+        if scope == Scope::SoFar || !compared.iter().all(has_books) {
+            return (compared, Vec::new());
+        }
+        (compared, seen.rest(&self.reset_in_queue(), &self.terms.starter.target.routes()))
     }
 
     /// The ports of connections that no instance can have accepted: reset, without an answer to

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -123,11 +123,12 @@ impl Starter {
     /// Looks how far an instance is on its way out.
     ///
     /// # Errors
-    /// When it is not gone in its time, or by itself: then it is killed.
+    /// When it is not gone in its time, or by itself, or has a log that nobody can read.
     pub fn look(&self, instance: &mut Instance) -> Result<(), Fault> {
         if instance.exited.is_some() {
             return Ok(());
         }
+        instance.log.check()?;
         if !instance.listeners.is_empty() && instance.closed.is_none() {
             let open = listening::inodes(instance.seat.address.port());
             let open = open.map_err(Fault::of("list listening sockets"))?;
@@ -145,7 +146,6 @@ impl Starter {
         } else if let Some(at) = instance.signalled
             && self.epoch.elapsed() > at + self.stop_max
         {
-            instance.kill();
             let seconds = self.stop_max.as_secs_f64();
             let tail = instance.log.tail();
             let what =
@@ -174,6 +174,11 @@ impl Instance {
     /// Its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Whether it was told to stop and did: then its ledger is complete.
+    pub fn has_stopped(&self) -> bool {
+        self.signalled.is_some() && self.exited.is_some()
     }
 
     /// Where it sits.
@@ -243,6 +248,8 @@ struct Log(Arc<(Mutex<Lines>, Condvar)>);
 #[derive(Debug, Default)]
 struct Lines {
     is_ready: bool,
+    /// Whether a line came that has no end: what follows is not looked at.
+    is_endless: bool,
     /// Whether the other end is closed.
     has_ended: bool,
     journal: Journal,
@@ -250,9 +257,23 @@ struct Lines {
 }
 
 impl Log {
-    fn fill(&self, source: ChildStderr, target: &dyn Target) {
-        for line in BufReader::new(source).split(b'\n') {
-            let Ok(line) = line else { break };
+    /// Reads to the end, whatever comes: a full pipe would hold the server.
+    fn fill(&self, source: impl Read, target: &dyn Target) {
+        let mut source = BufReader::new(source);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = source.by_ref().take(LINE_MAX).read_until(b'\n', &mut line);
+            if read.is_err() || line.is_empty() {
+                break;
+            }
+            if line.pop_if(|last| *last == b'\n').is_none() && line.len() as u64 == LINE_MAX {
+                self.lock().is_endless = true;
+                self.0.1.notify_all();
+                // An error is an end as well.
+                let _read = io::copy(&mut source, &mut io::sink());
+                break;
+            }
             let line = String::from_utf8_lossy(&line).into_owned();
             let note = target.note(&line);
             let mut lines = self.lock();
@@ -277,9 +298,13 @@ impl Log {
     }
 
     fn wait_ready(&self, patience: Duration) -> Result<(), String> {
-        let is_waiting = |lines: &mut Lines| !lines.is_ready && !lines.has_ended;
+        let is_waiting =
+            |lines: &mut Lines| !lines.is_ready && !lines.has_ended && !lines.is_endless;
         let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_waiting);
         let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if lines.is_endless {
+            return Err(endless());
+        }
         if lines.is_ready {
             return Ok(());
         }
@@ -293,11 +318,20 @@ impl Log {
         let waited = self.0.1.wait_timeout_while(self.lock(), LOG_MAX, is_open);
         let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let mut journal = lines.journal.clone();
-        if !lines.has_ended {
-            // Somebody else holds it: what is not here is missing.
+        if !lines.has_ended || lines.is_endless {
+            // Somebody else holds it, or it was not read to its end: what is not here is missing.
             journal.missing += 1;
         }
         journal
+    }
+
+    /// Whether it is one that nobody can read.
+    fn check(&self) -> Result<(), Fault> {
+        let is_endless = self.lock().is_endless;
+        if is_endless {
+            return Err(Fault(format!("the server cannot be followed: {}", endless())));
+        }
+        Ok(())
     }
 
     /// The last lines that mean nothing else, for a complaint.
@@ -313,7 +347,55 @@ fn tail(lines: &Lines) -> String {
     lines.last.iter().cloned().collect::<Vec<_>>().join("\n")
 }
 
+fn endless() -> String {
+    format!("its log has a line without end, of {} KiB so far", LINE_MAX >> 10)
+}
+
 const TAIL_LINES: usize = 5;
+
+/// Bytes of a line of a log, far more than any that is meant to be read.
+const LINE_MAX: u64 = 1 << 20;
 
 /// How long the log of a process that is gone may take to be read.
 const LOG_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ebbtide::Ebbtide;
+
+    fn filled(source: impl Read) -> Log {
+        let log = Log::default();
+        log.fill(source, &Ebbtide { binary: PathBuf::new() });
+        log
+    }
+
+    #[test]
+    fn lines_are_understood_and_the_last_ones_kept() {
+        let many = "noise\n".repeat(10);
+        let log = filled(format!("{many}{{\"event_type\":\"server_started\"}}\nend").as_bytes());
+        assert_eq!(log.wait_ready(Duration::ZERO), Ok(()));
+        assert_eq!(log.check(), Ok(()));
+        assert_eq!(log.whole().missing, 0);
+        assert!(
+            log.tail().starts_with("noise\n") && log.tail().ends_with("\nend"),
+            "{}",
+            log.tail()
+        );
+    }
+
+    #[test]
+    fn a_line_without_end_is_read_and_not_kept() {
+        let mut source = (&b"noise\n"[..]).chain(io::repeat(b'x').take(LINE_MAX * 5));
+        let log = filled(source.by_ref());
+        assert_eq!(
+            io::copy(&mut source, &mut io::sink()).unwrap(),
+            0,
+            "the server would be held by a full pipe"
+        );
+        let complaint = "its log has a line without end, of 1024 KiB so far";
+        assert_eq!(log.wait_ready(Duration::ZERO), Err(complaint.to_owned()));
+        assert!(log.check().is_err());
+        assert_eq!((log.whole().missing, log.tail().as_str()), (1, "noise"));
+    }
+}

@@ -20,8 +20,9 @@
 //! | [`books`] | the server's ledger against what the clients saw: which equalities, and why |
 //! | [`field`] | a load and the instances under it; [`trial`] comes before |
 //! | [`restarts`], [`drain`] | the two runs; [`idle`] clients watch the second |
-//! | [`compare`] | restarts of several servers in turn, and where each of them loses |
-//! | [`table`], [`results`], [`picture`] | what is told of a run |
+//! | [`table`], [`results`], [`moments`], [`picture`] | what is told of a run |
+//! | [`sums`] | several servers side by side, and where each of them loses |
+//! | [`site`] | a run of the command: whose turn it is, and what is written when |
 //! | [`cli`] | the command line |
 //!
 //! # Invariants
@@ -36,7 +37,6 @@
 pub mod books;
 pub mod cli;
 pub mod client;
-pub mod compare;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;
@@ -45,6 +45,7 @@ pub mod instance;
 pub mod kind;
 pub mod listening;
 pub mod load;
+pub mod moments;
 pub mod outcome;
 pub mod peer;
 pub mod picture;
@@ -52,6 +53,16 @@ pub mod response;
 pub mod restarts;
 pub mod results;
 pub mod schedule;
+pub mod site;
+pub mod sums;
 pub mod table;
 pub mod target;
 pub mod trial;
+
+use std::path::Path;
+
+/// The repository's.
+pub(crate) fn root() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}

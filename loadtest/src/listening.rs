@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The inodes of the sockets that listen on a port.
 ///
@@ -43,9 +44,11 @@ pub fn listener() -> io::Result<TcpListener> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let below: u16 = range.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(32768);
     let span = u32::from(below.saturating_sub(PORT_MIN)).max(1);
-    let first = std::process::id().wrapping_mul(37);
+    // A free one is given back before the server takes it: nobody else is to be given the same.
+    let before = ASKED.fetch_add(1, Ordering::Relaxed);
+    let first = std::process::id().wrapping_mul(37).wrapping_add(before.wrapping_mul(PORTS_TRIED));
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for attempt in 0..100 {
+    for attempt in 0..PORTS_TRIED {
         let offset = u16::try_from(first.wrapping_add(attempt * 101) % span).unwrap_or(0);
         match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_MIN + offset)) {
             Ok(listener) => return Ok(listener),
@@ -65,9 +68,19 @@ pub fn free_address() -> io::Result<SocketAddr> {
 
 const PORT_MIN: u16 = 12_000;
 
+const PORTS_TRIED: u32 = 100;
+
+/// How often a port was asked for.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_who_ask_for_a_free_port_get_two() {
+        assert_ne!(free_address().unwrap(), free_address().unwrap());
+    }
 
     #[test]
     fn a_listener_is_listed_until_it_is_closed() {

@@ -1,5 +1,6 @@
 //! The timeline as a picture: a lane for each restart, time from its signal to the right, the
-//! colour of a place the longest latency of the requests that were due then. Losses lie on top.
+//! colour of a place the longest latency of the requests that were due then. Losses lie on top, and
+//! refusals where there should be none.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::restarts::{Restart, Trip};
 use crate::table::put;
 
 /// Draws all trips of a run, one below the other.
-pub fn restarts(title: &str, trips: &[Trip]) -> String {
+pub fn restarts(title: &str, trips: &[&Trip]) -> String {
     let mut body = String::new();
     let mut top = 76.0;
     for trip in trips {
@@ -126,7 +127,7 @@ fn lane(svg: &mut String, trip: &Trip, restart: &Restart, next: Duration, y: f64
             ),
         );
     }
-    for (at, end) in trip.ends.iter().enumerate().filter(|(_, end)| end.outcome.is_loss()) {
+    for (at, end) in trip.ends.iter().enumerate().filter(|(_, end)| trip.is_failure(end)) {
         let is_gap = trip.gaps.iter().any(|(of, _)| *of == at);
         let when = since(end.ended);
         if bin(when).is_some() && end.ended < next {

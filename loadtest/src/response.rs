@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::kind::{Body, id_in};
+
 /// A whole response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
@@ -16,6 +18,20 @@ pub struct Response {
     pub request_id: Option<String>,
     /// The body, without its framing.
     pub body: Vec<u8>,
+}
+
+impl Response {
+    /// Why this is not the answer that the request of that number was to get.
+    pub fn fault(&self, expected: &Body, id: u64) -> Option<String> {
+        if self.status != 200 {
+            return Some(format!("status {}", self.status));
+        }
+        if let Some(stranger) = self.request_id.as_deref().filter(|of| id_in(of) != Some(id)) {
+            return Some(format!("the answer to {stranger}"));
+        }
+        let is_it = expected.is(&self.body);
+        (!is_it).then(|| format!("another body, of {} bytes", self.body.len()))
+    }
 }
 
 /// Whether a response announces the end of its connection.

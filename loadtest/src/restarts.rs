@@ -2,22 +2,21 @@
 
 use std::time::Duration;
 
-use crate::books::Books;
-use crate::field::{Field, Terms};
-use crate::outcome::{End, Tally};
+use crate::books::Scope;
+use crate::field::{Compared, Field, Terms};
+use crate::outcome::{End, Outcome, Tally};
 use crate::target::{Fault, Way};
 
-/// One way, all its restarts.
-#[derive(Debug)]
+/// One way, all its restarts: under one load, or under several, one after the other.
+#[derive(Clone, Debug)]
 pub struct Trip {
     /// How instances replaced each other.
     pub way: Way,
-    /// In their order. After the last of them the load ends, and its last instance is stopped.
+    /// In their order. After the last of a load that ends, and its last instance is stopped.
     pub restarts: Vec<Restart>,
-    /// The ledger of the instance that was stopped when there was no load any more, and what does
-    /// not agree in it.
-    pub last: Option<Ledger>,
-    /// What does not agree over all instances together.
+    /// For each load the ledger of that last instance.
+    pub last: Vec<Compared>,
+    /// What does not agree over all instances of a load together.
     pub differences: Vec<String>,
     /// Every request of the load.
     pub ends: Vec<End>,
@@ -29,7 +28,7 @@ pub struct Trip {
 }
 
 /// One restart. Times are since the run began.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Restart {
     /// When the old instance was told to stop.
     pub signalled: Duration,
@@ -49,17 +48,8 @@ pub struct Restart {
     pub losses: u64,
     /// How many connections met the gap.
     pub gaps: u64,
-    /// The old instance's ledger.
-    pub ledger: Ledger,
-}
-
-/// A server's ledger, compared.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    /// What the report said; `None` when there is none.
-    pub books: Option<Books>,
-    /// What does not agree with the clients, in words.
-    pub differences: Vec<String>,
+    /// The old instance's ledger; `None` when it did not stop by itself.
+    pub ledger: Option<Compared>,
 }
 
 /// Latencies of requests, from when they were due.
@@ -94,6 +84,16 @@ impl Trip {
         Tally::of(&self.ends).losses() - self.gaps.len() as u64
     }
 
+    /// Whether a request ended as none may: lost, or refused where somebody was to listen.
+    pub fn is_failure(&self, end: &End) -> bool {
+        end.outcome.is_loss() || (end.outcome == Outcome::Refused && !self.way.may_refuse())
+    }
+
+    /// Requests that were refused where somebody was to listen.
+    pub fn refusals(&self) -> u64 {
+        if self.way.may_refuse() { 0 } else { Tally::of(&self.ends).count(Outcome::Refused) }
+    }
+
     /// Connections that met the gap.
     pub fn gap_connections(&self) -> u64 {
         self.gaps.iter().filter(|(at, _)| self.ends[*at].nth == 0).count() as u64
@@ -109,9 +109,9 @@ impl Trip {
         let mut all = Vec::new();
         for (number, restart) in (1..).zip(&self.restarts) {
             let of = format!("{} {number}", self.way.name());
-            all.extend(restart.ledger.differences.iter().map(|what| format!("{of}: {what}")));
+            let Some(ledger) = &restart.ledger else { continue };
+            all.extend(ledger.differences.iter().map(|what| format!("{of}: {what}")));
             // Of a server that writes no report its status says nothing.
-            let ledger = &restart.ledger;
             let has_report = ledger.books.is_some() || !ledger.differences.is_empty();
             if let Some(status) = restart.status.filter(|status| has_report && *status != 0) {
                 all.push(format!("{of}: the old instance ended with status {status}"));
@@ -123,27 +123,46 @@ impl Trip {
         all
     }
 
-    /// Whether nothing was lost and everything agrees.
+    /// Whether nothing was lost, nobody refused who should not be, and everything agrees.
     pub fn is_clean(&self) -> bool {
         self.fault.is_none()
             && self.losses() == 0
+            && self.refusals() == 0
             && self.gap_connections() <= self.gaps_allowed()
             && self.all_differences().is_empty()
     }
 }
 
-/// Replaces a server so many times. `say` is told of each restart when it is over.
-pub fn run(terms: &Terms, way: Way, times: u32, say: &mut dyn FnMut(&str)) -> Trip {
+/// Who is told of a run while it lasts.
+pub trait Witness {
+    /// A restart is over; a line about it.
+    fn say(&mut self, line: &str);
+
+    /// All restarts so far, when the next one is due.
+    ///
+    /// # Errors
+    /// When results cannot be kept, which ends the run.
+    fn keep(&mut self, so_far: Trip) -> Result<(), Fault>;
+}
+
+/// Replaces a server so many times.
+pub fn run(terms: &Terms, way: Way, times: u32, witness: &mut dyn Witness) -> Trip {
     let mut marks = Vec::new();
     let mut field = match Field::new(terms, way) {
         Ok(field) => field,
         Err(fault) => return Trip::not_begun(way, fault),
     };
-    let fault = drive(&mut field, terms, way, times, &mut marks, say).err();
-    if fault.is_some() {
-        field.abandon();
+    let fault = drive(&mut field, terms, way, times, &mut marks, witness).err();
+    conclude(&mut field, way, &marks, fault)
+}
+
+/// What has come of a run that is over, or has broken off.
+pub(crate) fn conclude(field: &mut Field, way: Way, marks: &[Mark], fault: Option<Fault>) -> Trip {
+    if fault.is_none() {
+        return judge(field, way, marks, Scope::Whole);
     }
-    judge(&field, way, &marks, fault)
+    field.abandon();
+    Trip { fault, ..judge(field, way, marks, Scope::SoFar) }
 }
 
 /// A restart while it is under way: which instance, and when the next one was started.
@@ -158,7 +177,7 @@ fn drive(
     way: Way,
     times: u32,
     marks: &mut Vec<Mark>,
-    say: &mut dyn FnMut(&str),
+    witness: &mut dyn Witness,
 ) -> Result<(), Fault> {
     field.start_instance()?;
     field.start_load()?;
@@ -177,7 +196,7 @@ fn drive(
         if let Some(mark) = marks.last_mut() {
             mark.successor = field.instances.last().map(|instance| instance.started);
         }
-        say(&format!(
+        witness.say(&format!(
             "{} {number}/{times}: stopped in {:.2} s; so far {} requests, {} lost",
             way.name(),
             took(field, old).as_secs_f64(),
@@ -185,6 +204,9 @@ fn drive(
             field.losses()
         ));
         field.gather(terms.pause)?;
+        if number < times {
+            witness.keep(judge(field, way, marks, Scope::SoFar))?;
+        }
     }
     field.stop_load()?;
     let last = field.instances.len() - 1;
@@ -200,11 +222,22 @@ fn took(field: &Field, number: usize) -> Duration {
 }
 
 impl Trip {
+    /// Adds what came of another load in the same way, later.
+    pub fn join(&mut self, next: Trip) {
+        let begin = self.ends.len();
+        self.restarts.extend(next.restarts);
+        self.last.extend(next.last);
+        self.differences.extend(next.differences);
+        self.ends.extend(next.ends);
+        self.gaps.extend(next.gaps.into_iter().map(|(at, before)| (begin + at, before)));
+        self.fault = self.fault.take().or(next.fault);
+    }
+
     pub(crate) fn not_begun(way: Way, fault: Fault) -> Trip {
         Trip {
             way,
             restarts: Vec::new(),
-            last: None,
+            last: Vec::new(),
             differences: Vec::new(),
             ends: Vec::new(),
             gaps: Vec::new(),
@@ -213,20 +246,14 @@ impl Trip {
     }
 }
 
-pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], fault: Option<Fault>) -> Trip {
+fn judge(field: &Field, way: Way, marks: &[Mark], scope: Scope) -> Trip {
     let gap = |(at, end): (usize, &End)| field.gap_of(end).map(|before| (at, before));
     let gaps: Vec<(usize, Duration)> = field.ends.iter().enumerate().filter_map(gap).collect();
-    // Of a run that broke off the ledgers say nothing: some instances were killed.
-    let (compared, differences) =
-        if fault.is_none() { field.compare() } else { Default::default() };
-    let mut ledgers: Vec<Ledger> = compared
-        .into_iter()
-        .map(|one| Ledger { books: one.remains.books, differences: one.differences })
-        .collect();
-    let last = if ledgers.len() > marks.len() { ledgers.pop() } else { None };
-    let signals: Vec<Duration> =
-        marks.iter().filter_map(|mark| field.instances[mark.old].signalled).collect();
-    let mut ledgers = ledgers.into_iter();
+    let (mut ledgers, differences) = field.compare(scope);
+    let last = ledgers.split_off(marks.len().min(ledgers.len())).into_iter().flatten().collect();
+    // A mark without its signal is of an instance that was gone before.
+    let signal = |mark: &Mark| field.instances.get(mark.old)?.signalled;
+    let signals: Vec<Duration> = marks.iter().filter_map(signal).collect();
     let restarts = signals.iter().zip(marks).enumerate().map(|(at, (from, mark))| {
         let until = signals.get(at + 1).copied().unwrap_or(Duration::MAX);
         let is_within = |end: &&End| (*from..until).contains(&end.ended);
@@ -244,9 +271,68 @@ pub(crate) fn judge(field: &Field, way: Way, marks: &[Mark], fault: Option<Fault
             latency: Latency::of(&within),
             losses: Tally::of(&within).losses() - met.len() as u64,
             gaps: met.iter().filter(|end| end.nth == 0).count() as u64,
-            ledger: ledgers.next().unwrap_or_default(),
+            ledger: ledgers.get_mut(mark.old).and_then(Option::take),
         }
     });
     let restarts = restarts.collect();
-    Trip { way, restarts, last, differences, ends: field.ends.clone(), gaps, fault }
+    Trip { way, restarts, last, differences, ends: field.ends.clone(), gaps, fault: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Kind;
+
+    fn end(outcome: Outcome, nth: u32) -> End {
+        let at = Duration::from_secs(1);
+        End {
+            id: 4,
+            kind: Kind::Get,
+            outcome,
+            planned: at,
+            sent: None,
+            ended: at,
+            connected: None,
+            port: 0,
+            nth,
+            detail: "".into(),
+        }
+    }
+
+    fn trip(way: Way, ends: Vec<End>) -> Trip {
+        let fault = Fault("none".to_owned());
+        Trip { ends, fault: None, ..Trip::not_begun(way, fault) }
+    }
+
+    #[test]
+    fn a_refusal_is_a_failure_where_somebody_is_to_listen_and_a_loss_nowhere() {
+        for (way, is_clean) in
+            [(Way::ReusePort, false), (Way::Inherited, false), (Way::StopStart, true)]
+        {
+            let trip = trip(way, vec![end(Outcome::Ok, 0), end(Outcome::Refused, 0)]);
+            assert_eq!(trip.is_clean(), is_clean, "{way:?}");
+            assert_eq!(trip.refusals(), u64::from(!is_clean), "{way:?}");
+            assert_eq!(trip.losses(), 0);
+            assert_eq!(
+                trip.ends.iter().filter(|end| trip.is_failure(end)).count(),
+                usize::from(!is_clean)
+            );
+        }
+    }
+
+    #[test]
+    fn trips_that_are_joined_keep_their_gaps_and_the_first_fault() {
+        let mut all = trip(Way::StopStart, vec![end(Outcome::Ok, 0)]);
+        let mut next =
+            trip(Way::StopStart, vec![end(Outcome::Ok, 0), end(Outcome::ResetBeforeResponse, 0)]);
+        next.gaps = vec![(1, Duration::ZERO)];
+        next.fault = Some(Fault("late".to_owned()));
+        all.join(next);
+        assert_eq!(
+            (all.ends.len(), all.gaps[0].0, all.losses(), all.gap_connections()),
+            (3, 2, 0, 1)
+        );
+        all.join(Trip::not_begun(Way::StopStart, Fault("later".to_owned())));
+        assert_eq!(all.fault, Some(Fault("late".to_owned())));
+    }
 }

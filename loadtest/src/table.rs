@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use crate::field::Compared;
 use crate::kind::Kind;
 use crate::outcome::{End, Outcome, Tally};
 use crate::restarts::{Latency, Restart, Trip};
@@ -84,11 +85,12 @@ fn row(number: u32, restart: &Restart) -> Vec<String> {
     cells.extend(counts(&restart.tally, restart.losses, restart.gaps));
     cells.extend(latency(&restart.latency));
     cells.push(stop.map_or("-".to_owned(), |stop| format!("{:.2}", stop.as_secs_f64())));
-    match &restart.ledger.books {
-        Some(books) => {
+    let books = |ledger: &Compared| ledger.books.clone().map(|it| (it, ledger.differences.len()));
+    match restart.ledger.as_ref().and_then(books) {
+        Some((books, differences)) => {
             let counts = [books.begun, books.finished_as("answered"), books.opened];
             cells.extend(counts.map(|count| count.to_string()));
-            cells.push(equal(restart.ledger.differences.is_empty()).to_owned());
+            cells.push(equal(differences == 0).to_owned());
         }
         None => cells.extend(["-"; 4].map(str::to_owned)),
     }
@@ -100,7 +102,8 @@ fn sum(trip: &Trip) -> Vec<String> {
     let mut cells = vec!["sum".to_owned()];
     cells.extend(counts(&tally, trip.losses(), trip.gap_connections()));
     cells.extend(latency(&Latency::of(&trip.ends)));
-    let ledgers = trip.restarts.iter().map(|restart| &restart.ledger).chain(&trip.last);
+    let of_restarts = trip.restarts.iter().filter_map(|restart| restart.ledger.as_ref());
+    let ledgers = of_restarts.chain(&trip.last);
     let books: Vec<_> = ledgers.filter_map(|ledger| ledger.books.as_ref()).collect();
     let stops = trip
         .restarts
@@ -157,17 +160,21 @@ pub fn by_kind(ends: &[End]) -> String {
     table.text()
 }
 
-/// The lost requests by name, and those that met the gap.
+/// The lost requests by name, those that met the gap, and those refused for no reason.
 fn losses(trip: &Trip) -> Vec<String> {
-    let lost = trip.ends.iter().enumerate().filter(|(_, end)| end.outcome.is_loss());
+    let lost = trip.ends.iter().enumerate().filter(|(_, end)| trip.is_failure(end));
     let mut lines: Vec<String> = lost
         .map(|(at, end)| {
             let gap = trip.gaps.iter().find(|(of, _)| *of == at);
-            let what = if gap.is_some() { "gap" } else { "lost" };
+            let what = match end.outcome {
+                _ if gap.is_some() => "gap",
+                Outcome::Refused => "refused",
+                _ => "lost",
+            };
             let before = gap.map_or(String::new(), |(_, before)| {
                 format!(", connected {} ms before the listener closed", milliseconds(*before))
             });
-            format!("{what}: {}{before}", describe(end, nearest_signal(trip, end)))
+            format!("{what}: {}{before}", describe(end, last_signal(trip, end)))
         })
         .collect();
     let count = lines.len();
@@ -179,7 +186,7 @@ fn losses(trip: &Trip) -> Vec<String> {
 }
 
 /// The last signal before a request ended; the first one for what ended before.
-pub fn nearest_signal(trip: &Trip, end: &End) -> Option<Duration> {
+pub fn last_signal(trip: &Trip, end: &End) -> Option<Duration> {
     let signals = || trip.restarts.iter().map(|restart| restart.signalled);
     signals().take_while(|signal| *signal <= end.ended).last().or_else(|| signals().next())
 }

@@ -38,6 +38,12 @@ impl Way {
         }
     }
 
+    /// Whether connects may be refused meanwhile. Where somebody listens all the time, each refused
+    /// connect is a failure.
+    pub fn may_refuse(self) -> bool {
+        self == Way::StopStart
+    }
+
     /// The way of that name.
     pub fn named(name: &str) -> Option<Way> {
         Way::ALL.into_iter().find(|way| way.name() == name)
@@ -84,6 +90,8 @@ pub enum Note {
     Closed {
         /// The client's.
         port: u16,
+        /// By its name in the server's ledger.
+        outcome: String,
     },
     /// So many lines are missing here.
     Missing(u64),

@@ -1,10 +1,11 @@
 //! One request of each kind before the load: a server that cannot answer these is not put under it.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::client::Event;
+use crate::idle::is_time_out;
 use crate::kind::{Kind, Routes};
 use crate::outcome::{End, Outcome};
 use crate::response::{Closes, Reader};
@@ -68,15 +69,12 @@ fn ask(
         match stream.read(&mut buffer) {
             Ok(0) => return Err(format!("{name}: closed without an answer")),
             Ok(count) => reader.push(&buffer[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_time_out(&error) => {}
             Err(error) => return Err(format!("{name}: {error}")),
         }
     };
-    if response.status != 200 {
-        return Err(format!("{name}: status {}", response.status));
-    }
-    if !ask.body.is(&response.body) {
-        return Err(format!("{name}: another body, of {} bytes", response.body.len()));
+    if let Some(fault) = response.fault(&ask.body, id) {
+        return Err(format!("{name}: {fault}"));
     }
     if response.closes == Closes::Yes {
         return Err(format!("{name}: it announces the close for no reason"));

@@ -12,10 +12,10 @@ use loadtest::ebbtide::Ebbtide;
 use loadtest::field::Terms;
 use loadtest::instance::Starter;
 use loadtest::kind::Routes;
-use loadtest::restarts;
+use loadtest::restarts::{self, Trip, Witness};
 use loadtest::schedule::Plan;
 use loadtest::table;
-use loadtest::target::{Launch, Note, Seat, Target, Way};
+use loadtest::target::{Fault, Launch, Note, Seat, Target, Way};
 
 /// This very program, told to serve.
 #[derive(Debug)]
@@ -56,6 +56,35 @@ impl Target for Plain {
     }
 }
 
+/// What a run has told while it lasted.
+#[derive(Default)]
+struct Kept {
+    lines: Vec<String>,
+    trips: Vec<Trip>,
+}
+
+impl Witness for Kept {
+    fn say(&mut self, line: &str) {
+        self.lines.push(line.to_owned());
+    }
+
+    fn keep(&mut self, so_far: Trip) -> Result<(), Fault> {
+        self.trips.push(so_far);
+        Ok(())
+    }
+}
+
+/// A witness that cannot keep anything.
+struct Full;
+
+impl Witness for Full {
+    fn say(&mut self, _line: &str) {}
+
+    fn keep(&mut self, _so_far: Trip) -> Result<(), Fault> {
+        Err(Fault("no space left".to_owned()))
+    }
+}
+
 /// Not a test: run by [`Plain`], it serves until it is killed.
 #[test]
 fn stands_in_for_a_server() {
@@ -67,8 +96,7 @@ fn stands_in_for_a_server() {
     }
 }
 
-#[test]
-fn a_server_without_a_ledger_is_judged_by_its_clients() {
+fn terms(pause: Duration) -> Terms {
     let starter = Starter {
         target: Arc::new(Plain),
         user: None,
@@ -77,21 +105,43 @@ fn a_server_without_a_ledger_is_judged_by_its_clients() {
         start_max: Duration::from_secs(10),
         stop_max: Duration::from_secs(10),
     };
-    let terms = Terms {
+    Terms {
         starter,
         plan: Plan::mixed(200, 3),
         threads: 2,
         patience: Duration::from_secs(10),
-        // Slow requests are under way when the signal comes: such a server must lose them.
-        pause: Duration::from_secs(1),
+        pause,
         interrupted: Arc::default(),
-    };
-    let trip = restarts::run(&terms, Way::StopStart, 3, &mut |_| {});
+    }
+}
+
+#[test]
+fn a_run_whose_results_cannot_be_kept_ends() {
+    let trip = restarts::run(&terms(Duration::from_millis(50)), Way::StopStart, 100, &mut Full);
+    assert_eq!(trip.fault, Some(Fault("no space left".to_owned())));
+    assert_eq!(trip.restarts.len(), 1);
+}
+
+#[test]
+fn a_server_without_a_ledger_is_judged_by_its_clients() {
+    // Slow requests are under way when the signal comes: such a server must lose them.
+    let terms = terms(Duration::from_secs(1));
+    let mut kept = Kept::default();
+    let trip = restarts::run(&terms, Way::StopStart, 3, &mut kept);
     assert_eq!(trip.fault, None);
     assert_eq!(trip.restarts.len(), 3);
-    assert!(trip.restarts.iter().all(|restart| restart.ledger.books.is_none()));
+    assert!(trip.restarts.iter().all(|restart| restart.ledger.as_ref().unwrap().books.is_none()));
     assert_eq!(trip.all_differences(), [""; 0]);
     assert!(trip.losses() > 0 && !trip.is_clean(), "{}", table::trip(&trip));
+    // What was kept meanwhile is what there was at that time.
+    assert_eq!(kept.lines.len(), 3);
+    assert_eq!(kept.trips.iter().map(|trip| trip.restarts.len()).collect::<Vec<_>>(), [1, 2]);
+    let first = &kept.trips[0].restarts[0];
+    assert_eq!(
+        (first.signalled, first.exited),
+        (trip.restarts[0].signalled, trip.restarts[0].exited)
+    );
+    assert!(kept.trips[1].losses() >= kept.trips[0].losses() && kept.trips[0].losses() > 0);
     // Each loss is named with its place in time.
     let text = table::trip(&trip);
     assert!(text.contains("lost: ") && text.contains("of the signal: connected"), "{text}");

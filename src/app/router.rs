@@ -80,6 +80,7 @@ impl Router {
     /// The worker's own copy, ready to serve.
     pub(crate) fn into_app(self) -> Rc<dyn App> {
         let state = self.state;
+        let fixed = Fixed::of(&self.routes);
         let routes = self
             .routes
             .into_iter()
@@ -93,7 +94,7 @@ impl Router {
                 }),
             })
             .collect();
-        Rc::new(RouterApp { matcher: self.matcher, routes })
+        Rc::new(RouterApp { fixed, matcher: self.matcher, routes })
     }
 }
 
@@ -116,8 +117,41 @@ fn names(template: &str) -> Vec<String> {
     names
 }
 
+/// The routes without parameters, which go before all others: found at half the matcher's price.
+#[derive(Default)]
+struct Fixed {
+    /// By the length of the path, then in order.
+    by_length: Vec<Vec<(String, usize)>>,
+}
+
+impl Fixed {
+    fn of(routes: &[Entry]) -> Fixed {
+        let mut by_length: Vec<Vec<(String, usize)>> = Vec::new();
+        for (index, Entry { template, .. }) in routes.iter().enumerate() {
+            // Escaped braces are left to the matcher.
+            if !template.contains(['{', '}']) {
+                if by_length.len() <= template.len() {
+                    by_length.resize_with(template.len() + 1, Vec::new);
+                }
+                by_length[template.len()].push((template.clone(), index));
+            }
+        }
+        for paths in &mut by_length {
+            paths.sort_unstable();
+        }
+        Fixed { by_length }
+    }
+
+    fn find(&self, path: &str) -> Option<usize> {
+        let paths = self.by_length.get(path.len())?;
+        let at = paths.binary_search_by(|(known, _)| known.as_str().cmp(path)).ok()?;
+        Some(paths[at].1)
+    }
+}
+
 /// A router on its worker.
 struct RouterApp {
+    fixed: Fixed,
     matcher: matchit::Router<usize>,
     routes: Vec<Served>,
 }
@@ -131,14 +165,19 @@ struct Served {
 impl App for RouterApp {
     fn call(&self, mut request: Request) -> Answer {
         let path = request.path();
-        let Ok(found) = self.matcher.at(path) else {
-            return Answer::Ready(StatusCode::NOT_FOUND.into_response());
-        };
-        let served = &self.routes[*found.value];
         let mut params = Params::default();
-        for (index, (_, value)) in found.params.iter().enumerate() {
-            params.set(index, path, value);
-        }
+        let index = if let Some(index) = self.fixed.find(path) {
+            index
+        } else {
+            let Ok(found) = self.matcher.at(path) else {
+                return Answer::Ready(StatusCode::NOT_FOUND.into_response());
+            };
+            for (index, (_, value)) in found.params.iter().enumerate() {
+                params.set(index, path, value);
+            }
+            *found.value
+        };
+        let served = &self.routes[index];
         request.set_route(Rc::clone(&served.route), params);
         if let Some(bytes_max) = served.methods.body_bytes_max {
             request.body_mut().limit(bytes_max);

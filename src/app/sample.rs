@@ -8,7 +8,7 @@ use super::items;
 use super::lab;
 use super::router::{Router, get, post};
 use crate::http::body::{Body, BodyError};
-use crate::http::message::{IntoResponse, JSON, Request, Response, TEXT};
+use crate::http::message::{IntoResponse, JSON, Request, Response};
 use crate::pool::Database;
 
 /// The routes of `ebbtide serve`. Without a database, those that want one answer 503.
@@ -34,7 +34,7 @@ fn about(_: Request) -> Response {
 }
 
 fn plaintext(_: Request) -> Response {
-    Response::typed(TEXT, Bytes::from_static(b"Hello, World!"))
+    Response::text(Bytes::from_static(b"Hello, World!"))
 }
 
 fn json(_: Request) -> Response {

@@ -13,6 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::flow::{BodyOwner, Flow};
+use super::limits::OUT_BYTES_MAX;
 use super::message::{IntoResponse, Response};
 use super::verdict::Verdict;
 use crate::said::panic_message;
@@ -30,8 +31,12 @@ enum Kind {
     Empty,
     /// Never empty bytes.
     Full(Bytes),
-    Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError>>>),
+    Stream(AnyStream),
+    /// A piece that the stream made, larger than hyper is handed at once: what is left of it.
+    Rest(Box<(Bytes, AnyStream)>),
 }
+
+type AnyStream = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError>>>;
 
 impl Body {
     /// No bytes; `content-length: 0` where a length is due.
@@ -41,7 +46,7 @@ impl Body {
 
     /// Whether all of it is there.
     pub(super) fn is_whole(&self) -> bool {
-        !matches!(self.0, Kind::Stream(_))
+        matches!(self.0, Kind::Empty | Kind::Full(_))
     }
 
     /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else
@@ -92,12 +97,29 @@ impl Body {
     }
 }
 
+impl Body {
+    /// The first piece of `frame`, which the stream made; the rest is kept for the next polls.
+    fn cut(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        if frame.data_ref().is_none_or(|data| data.len() <= PIECE_BYTES_MAX) {
+            return frame;
+        }
+        match (frame.into_data(), std::mem::take(&mut self.0)) {
+            (Ok(mut data), Kind::Stream(stream)) => {
+                let piece = data.split_to(PIECE_BYTES_MAX);
+                self.0 = Kind::Rest(Box::new((data, stream)));
+                Frame::data(piece)
+            }
+            _ => unreachable!("a stream made a piece of data"),
+        }
+    }
+}
+
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Empty => f.write_str("Body::empty()"),
             Kind::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
-            Kind::Stream(_) => f.write_str("Body(stream)"),
+            Kind::Stream(_) | Kind::Rest(_) => f.write_str("Body(stream)"),
         }
     }
 }
@@ -119,6 +141,9 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) if bytes.len() > PIECE_BYTES_MAX => {
+                Poll::Ready(Some(Ok(Frame::data(bytes.split_to(PIECE_BYTES_MAX)))))
+            }
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 self.0 = Kind::Empty;
@@ -126,12 +151,21 @@ impl HttpBody for Body {
             }
             Kind::Stream(stream) => {
                 // A stream that panics fails like any other: this response is lost, no more.
-                catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_frame(cx))).unwrap_or_else(
-                    |panic| {
-                        let what = format!("the body panicked: {}", panic_message(&*panic));
-                        Poll::Ready(Some(Err(what.into())))
-                    },
-                )
+                let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_frame(cx)));
+                let frame = ready!(polled.unwrap_or_else(|panic| {
+                    let what = format!("the body panicked: {}", panic_message(&*panic));
+                    Poll::Ready(Some(Err(what.into())))
+                }));
+                Poll::Ready(frame.map(|frame| frame.map(|frame| self.cut(frame))))
+            }
+            Kind::Rest(left) => {
+                let piece = left.0.split_to(PIECE_BYTES_MAX.min(left.0.len()));
+                if left.0.is_empty()
+                    && let Kind::Rest(left) = std::mem::take(&mut self.0)
+                {
+                    self.0 = Kind::Stream(left.1);
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
             }
         }
     }
@@ -139,7 +173,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty => true,
-            Kind::Full(_) => false,
+            Kind::Full(_) | Kind::Rest(_) => false,
             Kind::Stream(stream) => stream.is_end_stream(),
         }
     }
@@ -149,9 +183,19 @@ impl HttpBody for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Stream(stream) => stream.size_hint(),
+            // Nobody asks in the middle of a stream; whoever does learns that there is more.
+            Kind::Rest(left) => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(left.0.len() as u64);
+                hint
+            }
         }
     }
 }
+
+/// What hyper is handed at once: it copies a response's pieces into one buffer, which keeps the
+/// size of the largest for as long as the connection is hot.
+const PIECE_BYTES_MAX: usize = OUT_BYTES_MAX;
 
 /// Brings a foreign body's error to ours.
 struct Boxed<B>(Pin<Box<B>>);

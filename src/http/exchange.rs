@@ -1,5 +1,5 @@
 //! One request and its response, as [`Flow`](super::flow::Flow) keeps it from the call to the last
-//! byte.
+//! byte, and the row of those that a connection has.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -37,8 +37,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request that was just begun.
-    pub fn new(now: Instant) -> Exchange {
+    fn new(now: Instant) -> Exchange {
         Exchange {
             method: Method::GET,
             path: String::new(),
@@ -54,6 +53,13 @@ impl Exchange {
             watched: None,
             waited_for: hold::HANDLER,
         }
+    }
+
+    /// As new, but for the room that its path takes.
+    fn reset(&mut self, now: Instant) {
+        let mut path = std::mem::take(&mut self.path);
+        path.clear();
+        *self = Exchange { path, ..Exchange::new(now) };
     }
 
     /// Lists it for other threads, or says there what it waits for now.
@@ -97,5 +103,112 @@ impl Exchange {
             outcome = outcome.name();
             "{} {} {}", self.method, self.path, self.status
         );
+    }
+}
+
+/// A connection's exchanges, oldest first: finished ones, then perhaps the one at hand. Those that
+/// are over keep their places for the next, so that a request costs no allocation and no move.
+#[derive(Debug, Default)]
+pub struct Exchanges {
+    /// Of these `first..end` are alive.
+    slots: Vec<Exchange>,
+    first: usize,
+    end: usize,
+    /// How many of the finished ones have no mark: they are the last.
+    unmarked: usize,
+    /// Whether the last one alive is at hand.
+    at_hand: bool,
+}
+
+impl Exchanges {
+    /// Adds one, which is at hand from now on.
+    pub fn begin(&mut self, now: Instant) {
+        if self.first == self.end {
+            (self.first, self.end) = (0, 0);
+        } else if self.end == self.slots.len() && self.first > 0 {
+            self.slots.rotate_left(self.first);
+            (self.first, self.end) = (0, self.end - self.first);
+        }
+        match self.slots.get_mut(self.end) {
+            Some(slot) => slot.reset(now),
+            None => self.slots.push(Exchange::new(now)),
+        }
+        self.end += 1;
+        self.at_hand = true;
+    }
+
+    /// The one at hand.
+    pub fn at_hand(&self) -> Option<&Exchange> {
+        if self.at_hand { self.slots.get(self.end - 1) } else { None }
+    }
+
+    /// The one at hand.
+    pub fn at_hand_mut(&mut self) -> Option<&mut Exchange> {
+        if self.at_hand { self.slots.get_mut(self.end - 1) } else { None }
+    }
+
+    /// The one at hand is finished. Whether there was one.
+    pub fn finish(&mut self) -> bool {
+        let finished = std::mem::take(&mut self.at_hand);
+        self.unmarked += usize::from(finished);
+        finished
+    }
+
+    /// The finished ones.
+    pub fn finished_mut(&mut self) -> &mut [Exchange] {
+        &mut self.slots[self.first..self.end - usize::from(self.at_hand)]
+    }
+
+    /// The oldest.
+    pub fn oldest(&self) -> Option<&Exchange> {
+        if self.is_empty() { None } else { self.slots.get(self.first) }
+    }
+
+    /// Whether hyper holds nothing of the finished ones.
+    pub fn is_marked(&self) -> bool {
+        self.unmarked == 0
+    }
+
+    /// The finished ones without a mark end at `position` of the output.
+    pub fn mark(&mut self, position: u64) {
+        if self.unmarked > 0 {
+            let unmarked = std::mem::take(&mut self.unmarked);
+            for exchange in self.finished_mut().iter_mut().rev().take(unmarked) {
+                exchange.mark = Some(position);
+            }
+        }
+    }
+
+    /// The oldest finished one, if it is marked at `position` or before.
+    pub fn settled(&mut self, position: u64) -> Option<&mut Exchange> {
+        let first = self.finished_mut().first_mut()?;
+        first.mark.is_some_and(|mark| mark <= position).then_some(first)
+    }
+
+    /// The oldest is over: a finished one that is marked.
+    pub fn forget_settled(&mut self) {
+        self.first += 1;
+    }
+
+    /// Takes all that are alive out, whatever they are, and tells whether the last is at hand.
+    pub fn take(&mut self) -> (Vec<Exchange>, bool) {
+        let Exchanges { mut slots, first, end, at_hand, .. } = std::mem::take(self);
+        slots.truncate(end);
+        slots.drain(..first);
+        (slots, at_hand)
+    }
+
+    /// Takes the one at hand out. The finished ones stay.
+    pub fn take_at_hand(&mut self) -> Option<Exchange> {
+        if !std::mem::take(&mut self.at_hand) {
+            return None;
+        }
+        self.end -= 1;
+        Some(self.slots.swap_remove(self.end))
+    }
+
+    /// Whether none is alive.
+    pub fn is_empty(&self) -> bool {
+        self.first == self.end
     }
 }

@@ -7,18 +7,17 @@
 //! has accepted that position, it is answered.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Exchanges};
 use super::hold;
 use super::limits::BODY_RATE_AFTER;
-use super::message::Route;
-use super::site::{AccessLog, AnsweredRequest, HalfClose, Site};
+use super::message::{Media, RequestSlot, Response, Route};
+use super::site::{AccessLog, HalfClose, Site};
 use super::tracking::{End, Tracker};
 use super::verdict::Verdict;
 use super::watch::{EndedRequest, RequestInfo};
@@ -56,19 +55,31 @@ pub struct Flow {
     incoming: Cell<Incoming>,
     /// The connection is being taken down: what is dropped now has not completed.
     ended: Cell<bool>,
-    current: RefCell<Option<Exchange>>,
+    /// What is over for the handler and not yet accepted by the kernel, and the request at hand:
+    /// there is one unless the stage is `Idle`.
+    exchanges: RefCell<Exchanges>,
+    /// Where the next request is put; `None` while a handler has one.
+    pub(super) request_slot: Cell<Option<Box<RequestSlot>>>,
+    /// What its handler answered on the spot, until hyper asks for it.
+    pub(super) answer: RefCell<Option<Response>>,
     /// Of the request at hand; `Some` once somebody has asked for it, `None` again at its end.
     token: RefCell<Option<CancellationToken>>,
     /// Whether the client has finished sending, which may mean that it is gone.
     pub(super) client_finished: Cell<bool>,
     /// Whether the connection stays open after the request at hand, for all that its head says.
     pub(super) persists: Cell<bool>,
-    /// Whether the head that hyper writes next is to tell how long the connection may be idle.
-    pub(super) advertises: Cell<bool>,
-    /// Over for the handler, not yet accepted by the kernel; oldest first.
-    finished: RefCell<VecDeque<Exchange>>,
-    /// A path's buffer, kept for the next request.
-    spare: RefCell<String>,
+    /// Whether the head of the request at hand has a field with an id.
+    pub(super) brings_id: Cell<bool>,
+    /// What the head that hyper writes next is to say besides.
+    pub(super) splice: Cell<Splice>,
+}
+
+/// Lines of a response's head that do not pass through hyper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Splice {
+    /// Whether to tell how long the connection may be idle.
+    pub advertises: bool,
+    pub(super) media: Media,
 }
 
 /// What hyper's next read gets.
@@ -153,13 +164,14 @@ impl Flow {
             verdict: Cell::new(None),
             incoming: Cell::new(NO_BODY),
             ended: Cell::new(false),
-            current: RefCell::new(None),
+            exchanges: RefCell::default(),
+            request_slot: Cell::new(None),
+            answer: RefCell::new(None),
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),
-            advertises: Cell::new(false),
-            finished: RefCell::new(VecDeque::new()),
-            spare: RefCell::new(String::new()),
+            brings_id: Cell::new(false),
+            splice: Cell::default(),
         })
     }
 
@@ -178,19 +190,18 @@ impl Flow {
 
     /// Whether hyper holds nothing of the responses that are done.
     pub fn is_written(&self) -> bool {
-        // Marks are set oldest first.
-        self.finished.borrow().back().is_none_or(|exchange| exchange.mark.is_some())
+        self.exchanges.borrow().is_marked()
     }
 
     /// Whether nothing at all is left to send.
     pub fn is_settled(&self) -> bool {
-        self.is_idle() && self.finished.borrow().is_empty()
+        self.exchanges.borrow().is_empty()
     }
 
     /// The state's name, for a connection that hyper works on.
     pub fn state(&self) -> ConnectionState {
         match self.stage.get() {
-            Stage::Idle if self.finished.borrow().is_empty() => ConnectionState::Idle,
+            Stage::Idle if self.exchanges.borrow().is_empty() => ConnectionState::Idle,
             Stage::Handling => ConnectionState::Handling,
             Stage::Idle | Stage::Streaming => ConnectionState::Streaming,
         }
@@ -198,9 +209,8 @@ impl Flow {
 
     /// Names the request that was just begun.
     pub(super) fn describe(&self, method: &Method, path: &str, id: Option<&str>) {
-        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.method = method.clone();
-            exchange.path = self.spare.take();
             exchange.path.push_str(path);
             exchange.id = match id {
                 Some(id) => Some(Rc::from(id)),
@@ -213,16 +223,16 @@ impl Flow {
     }
 
     pub(super) fn set_route(&self, route: Rc<Route>) {
-        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.route = Some(route);
         }
     }
 
     /// The id of the request at hand, made when there is none yet.
     pub(super) fn request_id(&self) -> Rc<str> {
-        let mut current = self.current.borrow_mut();
+        let mut exchanges = self.exchanges.borrow_mut();
         let fresh = || Rc::from(self.site.ids.next());
-        match current.as_mut() {
+        match exchanges.at_hand_mut() {
             Some(exchange) => Rc::clone(exchange.id.get_or_insert_with(fresh)),
             None => fresh(),
         }
@@ -230,7 +240,7 @@ impl Flow {
 
     /// Method and path of the request at hand.
     pub(super) fn target(&self) -> (String, String) {
-        match self.current.borrow().as_ref() {
+        match self.exchanges.borrow().at_hand() {
             Some(exchange) => (exchange.method.to_string(), exchange.path.clone()),
             None => (String::new(), String::new()),
         }
@@ -238,12 +248,12 @@ impl Flow {
 
     /// The route of the request at hand, if one was found.
     pub(super) fn route(&self) -> Option<Rc<Route>> {
-        self.current.borrow().as_ref()?.route.clone()
+        self.exchanges.borrow().at_hand()?.route.clone()
     }
 
     /// The id that the response should carry, if there is one by now.
     pub(super) fn known_id(&self) -> Option<Rc<str>> {
-        self.current.borrow().as_ref()?.id.clone()
+        self.exchanges.borrow().at_hand()?.id.clone()
     }
 
     /// Fires when nobody waits for the request at hand any more.
@@ -268,7 +278,7 @@ impl Flow {
     pub(super) fn judge(&self, verdict: Verdict) {
         if self.stage.get() == Stage::Handling && self.verdict.get().is_none() {
             self.verdict.set(Some(verdict));
-            if let Some(exchange) = self.current.borrow_mut().as_mut() {
+            if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
                 exchange.handler_waited_for = self.handler_waits_for();
             }
         }
@@ -328,14 +338,14 @@ impl Flow {
 
     /// The request at hand goes to wait: other threads may want to know.
     pub(super) fn waits(&self, what: &'static str) {
-        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.waits(what, &self.site.watch, self.peer);
         }
     }
 
     /// The responses that are done wait for their client.
     pub(super) fn client_waits(&self) {
-        for exchange in self.finished.borrow_mut().iter_mut() {
+        for exchange in self.exchanges.borrow_mut().finished_mut() {
             exchange.waits(hold::CLIENT_TO_TAKE, &self.site.watch, self.peer);
         }
     }
@@ -368,10 +378,8 @@ impl Flow {
     }
 
     fn look_at_hand<R>(&self, look: impl FnOnce(&Exchange) -> R) -> Option<R> {
-        match &*self.current.borrow() {
-            Some(exchange) => Some(look(exchange)),
-            None => self.finished.borrow().front().map(look),
-        }
+        let exchanges = self.exchanges.borrow();
+        exchanges.at_hand().or(exchanges.oldest()).map(look)
     }
 
     // The request body's deadlines.
@@ -405,8 +413,8 @@ impl Flow {
     /// When the request at hand runs out of time, and what happens then. `None` for a response that
     /// has begun, unless its handler still waits for the request's body.
     pub fn deadline(&self) -> Option<(Instant, Verdict)> {
-        let current = self.current.borrow();
-        let exchange = current.as_ref()?;
+        let exchanges = self.exchanges.borrow();
+        let exchange = exchanges.at_hand()?;
         let limits = &self.site.limits;
         let incoming = self.incoming.get();
         if let Some(since) = incoming.awaited_since {
@@ -432,30 +440,20 @@ impl Flow {
 
     /// hyper has written all it had: what is finished ends at `position` of the output.
     pub(super) fn mark(&self, position: u64) {
-        for exchange in self.finished.borrow_mut().iter_mut().rev() {
-            if exchange.mark.is_some() {
-                break;
-            }
-            exchange.mark = Some(position);
-        }
+        self.exchanges.borrow_mut().mark(position);
     }
 
     /// The kernel has accepted the output up to `position`: what ends there is answered.
     pub(super) fn settle(&self, position: u64) {
-        loop {
-            let mut finished = self.finished.borrow_mut();
-            let Some(first) = finished.front() else { return };
-            if first.mark.is_none_or(|mark| mark > position) {
-                return;
-            }
-            let Some(exchange) = finished.pop_front() else { return };
-            drop(finished);
+        let mut exchanges = self.exchanges.borrow_mut();
+        while let Some(exchange) = exchanges.settled(position) {
             let (outcome, waited_for) = if exchange.refused {
                 (RequestOutcome::Refused, exchange.handler_waited_for)
             } else {
                 (RequestOutcome::Answered, exchange.waited_for)
             };
             self.close_exchange(exchange, outcome, waited_for);
+            exchanges.forget_settled();
         }
     }
 
@@ -464,11 +462,16 @@ impl Flow {
     pub(super) fn end(&self, outcome: RequestOutcome, what: &'static str) {
         self.ended.set(true);
         self.stage.set(Stage::Idle);
-        let rest: Vec<Exchange> = self.finished.take().into();
-        for exchange in rest {
-            self.close_exchange(exchange, outcome, hold::CLIENT_TO_TAKE);
+        let (rest, is_at_hand) = self.exchanges.borrow_mut().take();
+        let last = rest.len();
+        for (index, exchange) in rest.iter().enumerate() {
+            let waited_for =
+                if is_at_hand && index + 1 == last { what } else { hold::CLIENT_TO_TAKE };
+            self.close_exchange(exchange, outcome, waited_for);
         }
-        self.break_off(outcome, what);
+        if let Some(token) = self.token.take() {
+            token.cancel();
+        }
     }
 
     /// The request at hand ends as `outcome`; it waited for `what`. The responses before it go
@@ -478,9 +481,9 @@ impl Flow {
         if let Some(token) = self.token.take() {
             token.cancel();
         }
-        let current = self.current.take();
-        if let Some(exchange) = current {
-            self.close_exchange(exchange, outcome, what);
+        let exchange = self.exchanges.borrow_mut().take_at_hand();
+        if let Some(exchange) = exchange {
+            self.close_exchange(&exchange, outcome, what);
         }
     }
 
@@ -491,7 +494,7 @@ impl Flow {
 
     fn close_exchange(
         &self,
-        mut exchange: Exchange,
+        exchange: &Exchange,
         outcome: RequestOutcome,
         waited_for: &'static str,
     ) {
@@ -509,11 +512,7 @@ impl Flow {
         }
         match outcome {
             RequestOutcome::Answered | RequestOutcome::Refused => {
-                site.answered.borrow_mut().push(AnsweredRequest {
-                    method: exchange.method.clone(),
-                    status: exchange.status,
-                    begun: exchange.begun,
-                });
+                site.note_answered(&exchange.method, exchange.status, exchange.begun);
             }
             RequestOutcome::Cut | RequestOutcome::Abandoned => {}
         }
@@ -526,8 +525,6 @@ impl Flow {
             let taken = clock().saturating_duration_since(exchange.begun);
             exchange.log(self.peer, outcome, taken);
         }
-        exchange.path.clear();
-        *self.spare.borrow_mut() = exchange.path;
     }
 }
 
@@ -550,12 +547,12 @@ impl Tracker for Rc<Flow> {
         self.has_panicked.set(false);
         self.awaited.set(None);
         drop(self.token.take());
-        *self.current.borrow_mut() = Some(Exchange::new(self.site.now.get()));
+        self.exchanges.borrow_mut().begin(self.site.now.get());
     }
 
     fn responded(&self, status: StatusCode) {
         self.stage.set(Stage::Streaming);
-        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.status = status.as_u16();
             exchange.responded = Some(self.site.now.get());
             exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
@@ -567,7 +564,7 @@ impl Tracker for Rc<Flow> {
     }
 
     fn sent(&self, bytes: u64) {
-        if let Some(exchange) = self.current.borrow_mut().as_mut() {
+        if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
             exchange.bytes += bytes;
         }
     }
@@ -578,9 +575,7 @@ impl Tracker for Rc<Flow> {
         if self.ended.get() || end == End::Failed {
             return;
         }
-        let exchange = self.current.borrow_mut().take();
-        if let Some(exchange) = exchange {
-            self.finished.borrow_mut().push_back(exchange);
+        if self.exchanges.borrow_mut().finish() {
             self.stage.set(Stage::Idle);
             // It has its answer: what becomes of connection and server is no news for its token.
             if let Some(token) = self.token.take() {

@@ -16,7 +16,7 @@ use super::connection::Means;
 use super::failure::{FailureCause, tell_failure};
 use super::flow::{Flow, Frame};
 use super::hold::{self, Why};
-use super::limits::HIBERNATE_AFTER;
+use super::limits::{HIBERNATE_AFTER, HOT_MAX};
 use super::linger::{Linger, Manner};
 use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
@@ -34,6 +34,7 @@ pub(super) struct Hot<T: Transport + 'static> {
     conn: http1::Connection<Io<T>, Gate>,
     wire: Rc<RefCell<Wire<T>>>,
     flow: Rc<Flow>,
+    _counted: Counted,
     waker: Waker,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
@@ -51,6 +52,22 @@ pub(super) struct Hot<T: Transport + 'static> {
     stalled: bool,
     /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
     unacknowledged: usize,
+}
+
+/// A place in [`Site::hot`].
+struct Counted(Rc<Site>);
+
+impl Counted {
+    fn new(site: &Rc<Site>) -> Counted {
+        site.hot.set(site.hot.get() + 1);
+        Counted(Rc::clone(site))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.hot.set(self.0.hot.get() - 1);
+    }
 }
 
 /// What a run ended with.
@@ -79,6 +96,7 @@ impl<T: Transport> Hot<T> {
             conn: site.builder.serve_connection(io, Gate::new(Rc::clone(&flow))),
             wire,
             flow,
+            _counted: Counted::new(site),
             waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
             attached: true,
             idle_since: now,
@@ -148,10 +166,10 @@ impl<T: Transport> Hot<T> {
                 wire.attach(means.loan);
             }
         }
-        let site = Rc::clone(means.site);
-        let ran = self.advance(&site);
+        let site = &**means.site;
+        let ran = self.advance(site);
         let ran = match ran {
-            Ran::Wait(_) => self.wait(&site),
+            Ran::Wait(_) => self.wait(site),
             other => other,
         };
         self.wire.borrow_mut().detach(means.loan);
@@ -175,7 +193,8 @@ impl<T: Transport> Hot<T> {
             return ran;
         }
         if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
-            if let Some(ran) = self.flush(now) {
+            let owes = self.stalled || !self.flow.is_settled();
+            if owes && let Some(ran) = self.flush(now) {
                 return ran;
             }
             match self.look_ahead(now) {
@@ -372,7 +391,9 @@ impl<T: Transport> Hot<T> {
             Some(since) => since + HIBERNATE_AFTER.min(limits.head_timeout),
             None => self.idle_since + HIBERNATE_AFTER.min(limits.keep_alive_timeout),
         };
-        if let Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing = site.mode.get() {
+        let is_draining =
+            matches!(site.mode.get(), Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing);
+        if is_draining || site.hot.get() > HOT_MAX {
             at = now;
         }
         if now < at {

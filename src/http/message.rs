@@ -18,7 +18,20 @@ use crate::reactor::cancel::CancellationToken;
 
 /// A request: its head, its body, and what the server knows of it. Belongs to the worker's thread.
 pub struct Request {
-    head: http::request::Parts,
+    /// In a box, for it is moved from hand to hand. `Some` until it is dropped or taken apart.
+    slot: Option<Box<RequestSlot>>,
+}
+
+/// The place of a request, which its connection keeps for the next one. In two parts, so that
+/// filling it takes no copy of its own.
+#[derive(Default)]
+pub(super) struct RequestSlot {
+    head: Option<http::request::Parts>,
+    rest: Option<Rest>,
+}
+
+/// What there is besides the head.
+struct Rest {
     body: RequestBody,
     /// `Some` once a router has matched it.
     route: Option<Rc<Route>>,
@@ -64,55 +77,74 @@ impl Params {
 
 impl Request {
     pub(super) fn new(head: http::request::Parts, body: RequestBody, flow: Rc<Flow>) -> Request {
-        Request { head, body, route: None, params: Params::default(), flow }
+        let mut slot = flow.request_slot.take().unwrap_or_default();
+        slot.head = Some(head);
+        slot.rest = Some(Rest { body, route: None, params: Params::default(), flow });
+        Request { slot: Some(slot) }
+    }
+
+    fn head(&self) -> &http::request::Parts {
+        self.slot.as_ref().and_then(|slot| slot.head.as_ref()).expect(WHOLE)
+    }
+
+    fn rest(&self) -> &Rest {
+        self.slot.as_ref().and_then(|slot| slot.rest.as_ref()).expect(WHOLE)
+    }
+
+    fn rest_mut(&mut self) -> &mut Rest {
+        self.slot.as_mut().and_then(|slot| slot.rest.as_mut()).expect(WHOLE)
     }
 
     pub(crate) fn set_route(&mut self, route: Rc<Route>, params: Params) {
-        self.flow.site().watch.routed(&route.template);
-        self.flow.set_route(Rc::clone(&route));
-        self.route = Some(route);
-        self.params = params;
+        let (head, rest) = (self.head(), self.rest());
+        let site = rest.flow.site();
+        let peer = rest.flow.peer();
+        site.watch.call(site.now.get(), &head.method, head.uri.path(), peer, &route.template);
+        rest.flow.set_route(Rc::clone(&route));
+        let rest = self.rest_mut();
+        rest.route = Some(route);
+        rest.params = params;
     }
 
     /// The method, as sent.
     pub fn method(&self) -> &Method {
-        &self.head.method
+        &self.head().method
     }
 
     /// The target: for most requests path and query, without scheme and host.
     pub fn uri(&self) -> &Uri {
-        &self.head.uri
+        &self.head().uri
     }
 
     /// The path without the query, as sent.
     pub fn path(&self) -> &str {
-        self.head.uri.path()
+        self.head().uri.path()
     }
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.head.uri.query()
+        self.head().uri.query()
     }
 
     /// HTTP/1.0 or HTTP/1.1.
     pub fn version(&self) -> Version {
-        self.head.version
+        self.head().version
     }
 
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
-        &self.head.headers
+        &self.head().headers
     }
 
     /// A header's value, when it is there and is text.
     pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.head.headers.get(name)?.to_str().ok()
+        self.head().headers.get(name)?.to_str().ok()
     }
 
     /// The value of a parameter of the matched route, as sent (not percent-decoded).
     pub fn param(&self, name: &str) -> Option<&str> {
-        let at = self.route.as_ref()?.names.iter().position(|known| known == name)?;
-        let (start, length) = self.params.ranges[at];
+        let at = self.rest().route.as_ref()?.names.iter().position(|known| known == name)?;
+        let (start, length) = self.rest().params.ranges[at];
         self.path().get(usize::from(start)..usize::from(start) + usize::from(length))
     }
 
@@ -121,7 +153,7 @@ impl Request {
     /// # Panics
     /// When the router has no state of this type: a mistake in the program.
     pub fn state<T: Send + Sync + 'static>(&self) -> &T {
-        let state = self.route.as_ref().and_then(|route| route.state.as_deref());
+        let state = self.rest().route.as_ref().and_then(|route| route.state.as_deref());
         state
             .and_then(|state| state.downcast_ref())
             .unwrap_or_else(|| panic!("the router has no state of type {}", type_name::<T>()))
@@ -129,24 +161,24 @@ impl Request {
 
     /// The client's address; `None` on a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.flow.peer().address()
+        self.rest().flow.peer().address()
     }
 
     /// The clock, as of the worker's turn.
     pub(crate) fn now(&self) -> Instant {
-        self.flow.site().now.get()
+        self.rest().flow.site().now.get()
     }
 
     /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of
     /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
     pub fn id(&self) -> Rc<str> {
-        self.flow.request_id()
+        self.rest().flow.request_id()
     }
 
     /// Fires when the shutdown asks handlers to come to an end: requests that have no response by
     /// half of the phase `cancelling` are answered 503, what stands at its end is cut.
     pub fn shutdown(&self) -> CancellationToken {
-        self.flow.site().shutdown.clone()
+        self.rest().flow.site().shutdown.clone()
     }
 
     /// Fires when nobody waits for the response any more: the client has reset the connection or
@@ -165,12 +197,12 @@ impl Request {
     /// # async fn compute() -> String { String::new() }
     /// ```
     pub fn cancelled(&self) -> CancellationToken {
-        self.flow.token()
+        self.rest().flow.token()
     }
 
     /// The body, to be read piece by piece.
     pub fn body_mut(&mut self) -> &mut RequestBody {
-        &mut self.body
+        &mut self.rest_mut().body
     }
 
     /// The whole body.
@@ -178,21 +210,81 @@ impl Request {
     /// # Errors
     /// See [`RequestBody::chunk`].
     pub async fn bytes(&mut self) -> Result<Bytes, super::body::BodyError> {
-        self.body.bytes().await
+        self.rest_mut().body.bytes().await
     }
 
     /// Takes the request apart.
-    pub fn into_parts(self) -> (http::request::Parts, RequestBody) {
-        (self.head, self.body)
+    pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
+        match self.slot.take().map(|slot| *slot) {
+            Some(RequestSlot { head: Some(head), rest: Some(rest) }) => (head, rest.body),
+            _ => unreachable!("{WHOLE}"),
+        }
+    }
+}
+
+/// Its header map goes to the next response that is made on the thread, so that neither costs an
+/// allocation: hyper takes the response's map for the request after it.
+impl Drop for Request {
+    fn drop(&mut self) {
+        // Not there when it was taken apart.
+        let Some(mut slot) = self.slot.take() else { return };
+        if let Some(head) = &mut slot.head {
+            spare_headers::keep(&mut head.headers);
+        }
+        slot.head = None;
+        if let Some(rest) = &slot.rest {
+            let flow = Rc::clone(&rest.flow);
+            slot.rest = None;
+            flow.request_slot.set(Some(slot));
+        }
+    }
+}
+
+const WHOLE: &str = "a request that its handler has is whole";
+
+/// The header map of a request that is over, for the next response that is made on the thread.
+mod spare_headers {
+    use std::cell::RefCell;
+
+    use http::HeaderMap;
+
+    thread_local! {
+        /// Empty, and no larger than [`FIELDS_MAX`].
+        static SPARE: RefCell<HeaderMap> = RefCell::default();
+    }
+
+    /// A map that grew larger (112 bytes a field) is not kept.
+    const FIELDS_MAX: usize = 32;
+
+    /// Keeps `headers`.
+    pub fn keep(headers: &mut HeaderMap) {
+        if (1..=FIELDS_MAX).contains(&headers.capacity()) {
+            headers.clear();
+            exchange(headers);
+        }
+    }
+
+    /// Puts the spare map in the place of `headers`, which has no room.
+    pub fn take(headers: &mut HeaderMap) {
+        if headers.capacity() == 0 {
+            exchange(headers);
+        }
+    }
+
+    fn exchange(headers: &mut HeaderMap) {
+        // At the thread's end there is no place for it any more.
+        SPARE
+            .try_with(|spare| std::mem::swap(&mut *spare.borrow_mut(), headers))
+            .unwrap_or_default();
     }
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("method", &self.head.method)
-            .field("uri", &self.head.uri)
-            .field("headers", &self.head.headers)
+            .field("method", &self.head().method)
+            .field("uri", &self.head().uri)
+            .field("headers", &self.head().headers)
             .finish_non_exhaustive()
     }
 }
@@ -202,13 +294,64 @@ fn type_name<T>() -> &'static str {
 }
 
 /// A response.
-#[derive(Debug, Default)]
-pub struct Response(http::Response<Body>);
+#[derive(Debug)]
+pub struct Response {
+    http: http::Response<Body>,
+    media: Media,
+}
+
+/// The `Content-Type` of a response that has none in its header map. The two most frequent ones go
+/// to the wire as they are: through hyper's header map they would take a twentieth of a small
+/// request's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Media {
+    /// What the header map says, if anything.
+    #[default]
+    Mapped,
+    Text,
+    Json,
+}
+
+impl Media {
+    pub(super) const ALL: [Media; 3] = [Media::Mapped, Media::Text, Media::Json];
+
+    /// The header's line.
+    pub(super) fn line(self) -> String {
+        match self.value() {
+            None => String::new(),
+            Some(value) => format!("content-type: {}\r\n", value.to_str().unwrap_or_default()),
+        }
+    }
+
+    fn value(self) -> Option<HeaderValue> {
+        match self {
+            Media::Mapped => None,
+            Media::Text => Some(TEXT),
+            Media::Json => Some(JSON),
+        }
+    }
+}
+
+/// 200 without a body.
+impl Default for Response {
+    fn default() -> Response {
+        Response::with_body(Body::empty())
+    }
+}
 
 impl Response {
+    fn with_body(body: Body) -> Response {
+        Response { http: http::Response::new(body), media: Media::Mapped }
+    }
+
+    fn with_media(mut self, media: Media) -> Response {
+        self.media = media;
+        self
+    }
+
     /// 200 with `text/plain`.
     pub fn text(text: impl Into<Bytes>) -> Response {
-        Response::typed(TEXT, text.into())
+        Response::with_body(Body::from(text.into())).with_media(Media::Text)
     }
 
     /// 200 with `application/json`.
@@ -217,7 +360,7 @@ impl Response {
     /// logged.
     pub fn json(value: &impl serde::Serialize) -> Response {
         match serde_json::to_vec(value) {
-            Ok(bytes) => Response::typed(JSON, bytes.into()),
+            Ok(bytes) => Response::with_body(Body::from(bytes)).with_media(Media::Json),
             Err(error) => {
                 log::error!(event_type = "json_failed"; "cannot express a response: {error}");
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
@@ -227,9 +370,7 @@ impl Response {
 
     /// 200 with bytes of the given content type.
     pub fn typed(content_type: HeaderValue, bytes: Bytes) -> Response {
-        let mut response = http::Response::new(Body::from(bytes));
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        Response(response)
+        Response::with_body(Body::from(bytes)).with_header(CONTENT_TYPE, content_type)
     }
 
     /// 503 with `Retry-After`: the server is busy, not broken.
@@ -242,35 +383,55 @@ impl Response {
     /// Sets the status.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Response {
-        *self.0.status_mut() = status;
+        *self.http.status_mut() = status;
         self
     }
 
     /// Sets a header, in the place of any of that name.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Response {
-        self.0.headers_mut().insert(name, value);
+        self.headers_mut().insert(name, value);
         self
     }
 
     /// The status.
     pub fn status(&self) -> StatusCode {
-        self.0.status()
+        self.http.status()
     }
 
     /// All headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
-        self.0.headers_mut()
+        let headers = self.http.headers_mut();
+        spare_headers::take(headers);
+        if let Some(value) = std::mem::take(&mut self.media).value() {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        headers
     }
 
-    pub(crate) fn into_http(self) -> http::Response<Body> {
-        self.0
+    /// The headers but for that of its [`Media`], to be changed.
+    pub(super) fn other_headers_mut(&mut self) -> &mut HeaderMap {
+        self.http.headers_mut()
+    }
+
+    pub(super) fn media(&self) -> Media {
+        self.media
+    }
+
+    /// Gives it a header map with room, for hyper takes it for the next request.
+    pub(super) fn lend_headers(&mut self) {
+        spare_headers::take(self.http.headers_mut());
+    }
+
+    /// As hyper wants it, without the header of its [`Media`].
+    pub(super) fn into_http(self) -> http::Response<Body> {
+        self.http
     }
 }
 
 impl From<http::Response<Body>> for Response {
     fn from(response: http::Response<Body>) -> Response {
-        Response(response)
+        Response { http: response, media: Media::Mapped }
     }
 }
 
@@ -288,13 +449,13 @@ impl IntoResponse for Response {
 
 impl IntoResponse for http::Response<Body> {
     fn into_response(self) -> Response {
-        Response(self)
+        Response::from(self)
     }
 }
 
 impl IntoResponse for Body {
     fn into_response(self) -> Response {
-        Response(http::Response::new(self))
+        Response::with_body(self)
     }
 }
 

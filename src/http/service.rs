@@ -6,6 +6,7 @@
 //! whether the connection closes after it.
 
 use std::any::Any;
+use std::cell::RefMut;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -23,9 +24,9 @@ use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
 use super::failure::{FailureCause, tell_failure};
-use super::flow::{BodyOwner, Flow, Frame};
+use super::flow::{BodyOwner, Flow, Frame, Splice};
 use super::message::{IntoResponse, Request, Response};
-use super::site::Mode;
+use super::site::{Mode, Site};
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
 use crate::awaited;
@@ -76,24 +77,31 @@ impl Service<http::Request<Incoming>> for Gate {
     type Future = GateFuture;
 
     fn call(&self, request: http::Request<Incoming>) -> GateFuture {
-        match request.body().size_hint().exact() {
+        let flow = &*self.flow;
+        let size = request.body().size_hint().exact();
+        match size {
             // Once hyper may hold bytes of what comes next, there is no telling heads from bodies.
-            _ if self.flow.frame.get() == Frame::Anything => {}
-            Some(0) => self.flow.frame.set(Frame::Head),
-            Some(length) => self.flow.frame.set(Frame::Body(length)),
-            None => self.flow.frame.set(Frame::Chunked),
+            _ if flow.frame.get() == Frame::Anything => {}
+            Some(0) => flow.frame.set(Frame::Head),
+            Some(length) => flow.frame.set(Frame::Body(length)),
+            None => flow.frame.set(Frame::Chunked),
         }
-        self.flow.is_close_delimited.set(request.version() < Version::HTTP_11);
-        self.flow.chunked.set(request.body().size_hint().exact().is_none());
+        let version = request.version();
+        flow.is_close_delimited.set(version < Version::HTTP_11);
+        flow.chunked.set(size.is_none());
         // Until a handler gets it.
         let is_over = request.body().is_end_stream();
-        self.flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
-        match inspect(&request) {
+        flow.body.set(if is_over { BodyOwner::Nobody } else { BodyOwner::Dropped });
+        let claims = Claims::of(request.headers());
+        // Of the old version hyper takes care.
+        flow.persists.set(version == Version::HTTP_11 && !claims.closes);
+        flow.brings_id.set(claims.has_id);
+        match claims.inspect(flow.site(), version, size.is_some()) {
             Ok(()) => GateFuture::Tracked(self.tracked.call(request)),
             Err(fault) => {
-                self.flow.site().ledger.rejected(fault);
-                self.flow.gate_rejected.set(true);
-                self.flow.close_announced.set(true);
+                flow.site().ledger.rejected(fault);
+                flow.gate_rejected.set(true);
+                flow.close_announced.set(true);
                 GateFuture::Rejected
             }
         }
@@ -114,34 +122,82 @@ impl Future for GateFuture {
             GateFuture::Tracked(future) => Pin::new(future).poll(cx),
             GateFuture::Rejected => {
                 let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
-                announce_close(response.headers_mut());
+                announce_close(response.other_headers_mut());
                 Poll::Ready(Ok(response.into_http().map(TrackedBody::untracked)))
             }
         }
     }
 }
 
-/// The rules of RFC 9112 that hyper leaves to its user.
-fn inspect<B: HttpBody>(request: &http::Request<B>) -> Result<(), RejectedCode> {
-    let headers = request.headers();
-    // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) if is_host(host.as_bytes()) => {}
-        (None, None) if request.version() < Version::HTTP_11 => {}
-        _ => return Err(RejectedCode::BadRequest),
+/// What a head says to the server itself. One pass over its fields: a look-up of each costs more
+/// for all but the longest heads.
+#[derive(Default)]
+struct Claims<'a> {
+    host: Option<&'a HeaderValue>,
+    hosts: usize,
+    coding: Option<&'a HeaderValue>,
+    codings: usize,
+    /// Whether the client asks for the connection to be closed.
+    closes: bool,
+    /// Whether it brings an id.
+    has_id: bool,
+}
+
+impl Claims<'_> {
+    fn of(headers: &HeaderMap) -> Claims<'_> {
+        let mut claims = Claims::default();
+        for (name, value) in headers {
+            if *name == HOST {
+                claims.host = Some(value);
+                claims.hosts += 1;
+            } else if *name == TRANSFER_ENCODING {
+                claims.coding = Some(value);
+                claims.codings += 1;
+            } else if *name == CONNECTION {
+                claims.closes |= asks_to_close(value);
+            } else if *name == X_REQUEST_ID {
+                claims.has_id = true;
+            }
+        }
+        claims
     }
-    // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list that
-    // ends in chunked. A body whose size it knows has none.
-    if request.body().size_hint().exact().is_some() {
-        return Ok(());
+
+    /// The rules of RFC 9112 that hyper leaves to its user. `is_sized`: hyper knows the size of
+    /// the body.
+    fn inspect(&self, site: &Site, version: Version, is_sized: bool) -> Result<(), RejectedCode> {
+        // 3.2: 400 for a request of HTTP/1.1 without Host, and for any with two or an invalid one.
+        match self.host {
+            Some(host) if self.hosts == 1 && is_known_host(site, host.as_bytes()) => {}
+            None if version < Version::HTTP_11 => {}
+            _ => return Err(RejectedCode::BadRequest),
+        }
+        // 6.1: a coding we do not understand leaves the body's end unknown; hyper takes any list
+        // that ends in chunked. A body whose size it knows has none.
+        match self.coding {
+            _ if is_sized => Ok(()),
+            None => Ok(()),
+            Some(coding)
+                if self.codings == 1 && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(RejectedCode::BadRequest),
+        }
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, None) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(RejectedCode::BadRequest),
+}
+
+/// As [`is_host`]; most requests name the host that the one before them named.
+fn is_known_host(site: &Site, host: &[u8]) -> bool {
+    let mut known = site.last_host.borrow_mut();
+    if *known == host {
+        return true;
     }
+    let is_host = is_host(host);
+    if is_host {
+        known.clear();
+        known.extend_from_slice(host);
+    }
+    is_host
 }
 
 /// Whether `host` is `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is
@@ -226,62 +282,68 @@ impl Service<http::Request<Incoming>> for Call {
         let flow = &self.flow;
         let site = flow.site();
         let (head, incoming) = request.into_parts();
-        flow.persists.set(persists(&head));
-        flow.describe(&head.method, head.uri.path(), inbound_id(&head.headers));
+        let id = if flow.brings_id.get() { inbound_id(&head.headers) } else { None };
+        flow.describe(&head.method, head.uri.path(), id);
         if site.ledger.in_flight() > site.limits.in_flight_max {
             flow.judge(Verdict::Overloaded);
         }
         if head.method == Method::CONNECT {
             // hyper would treat a 2xx as the start of a tunnel.
             let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-            return self.future(Some(response), None);
+            flow.answer.replace(Some(response));
+            return self.future(None);
         }
         if flow.verdict().is_some() {
-            return self.future(None, None);
+            return self.future(None);
         }
-        let (method, path) = (head.method.as_str(), head.uri.path());
-        site.watch.call(site.now.get(), method, path, flow.peer());
         let body = RequestBody::new(incoming, Rc::clone(flow), site.limits.body_bytes_max);
         let request = Request::new(head, body, Rc::clone(flow));
         let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
         let response = match answer {
             // The call goes on with the first poll.
-            Ok(Answer::Later(later)) => return self.future(None, Some(later)),
+            Ok(Answer::Later(later)) => return self.future(Some(later)),
             Ok(Answer::Ready(response)) => response,
             Err(panic) => panicked(flow, &*panic),
         };
         site.watch.returned();
-        self.future(Some(response), None)
+        flow.answer.replace(Some(response));
+        self.future(None)
     }
 }
 
 impl Call {
-    fn future(
-        &self,
-        ready: Option<Response>,
-        later: Option<Pin<Box<dyn Future<Output = Response>>>>,
-    ) -> CallFuture {
-        CallFuture { flow: Rc::clone(&self.flow), ready, later, polled: false }
+    fn future(&self, later: Option<Pin<Box<dyn Future<Output = Response>>>>) -> CallFuture {
+        CallFuture { flow: Rc::clone(&self.flow), later, polled: false }
     }
 }
 
 /// The application's answer on its way.
 pub(super) struct CallFuture {
     flow: Rc<Flow>,
-    /// `Some` when the answer is there.
-    ready: Option<Response>,
-    /// `Some` while the handler works on it. With neither, there is a verdict.
+    /// `Some` while the handler works on the answer. One that is there is in the flow: this future
+    /// is moved into hyper's hands, and a response is large.
     later: Option<Pin<Box<dyn Future<Output = Response>>>>,
     /// Whether the handler's future was polled.
     polled: bool,
 }
 
 impl CallFuture {
-    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
-        if let Some(response) = self.ready.take() {
-            return Poll::Ready(response);
+    fn drop_handler(&mut self) {
+        if let Some(later) = self.later.take() {
+            drop_quietly(&self.flow, later);
         }
-        let Some(later) = self.later.as_mut() else { return Poll::Pending };
+    }
+
+    /// Ready when the answer lies in the flow.
+    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(later) = self.later.as_mut() else {
+            // Answered on the spot, unless there is a verdict.
+            return if self.flow.answer.borrow().is_some() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            };
+        };
         let polled = catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(cx)));
         if !std::mem::replace(&mut self.polled, true) {
             // From now on a request that waits is listed as waiting.
@@ -292,10 +354,12 @@ impl CallFuture {
         if matches!(polled, Ok(Poll::Pending)) {
             self.flow.awaited.set(awaited);
         }
-        match polled {
-            Ok(poll) => poll,
-            Err(panic) => Poll::Ready(panicked(&self.flow, &*panic)),
-        }
+        let response = match polled {
+            Ok(poll) => ready!(poll),
+            Err(panic) => panicked(&self.flow, &*panic),
+        };
+        self.flow.answer.replace(Some(response));
+        Poll::Ready(())
     }
 }
 
@@ -311,37 +375,42 @@ impl Future for CallFuture {
             // One that was in hand behind a refused one is answered at once or refused as well.
             self.flow.judge(Verdict::ShuttingDown);
         }
-        let mut response = match self.flow.verdict() {
+        match self.flow.verdict() {
             // Also when the handler has just answered: a body over its limit is 413 whatever it
             // says.
-            Some(verdict) => verdict.response(),
+            Some(verdict) => {
+                let unwanted = self.flow.answer.replace(Some(verdict.response()));
+                drop_quietly(&self.flow, unwanted);
+            }
             None => ready!(handled),
-        };
-        let later = self.later.take();
-        drop_quietly(&self.flow, later);
-        let flow = &self.flow;
-        let wants_close = flow.site().mode.get().announces()
-            || flow.verdict().is_some()
-            || flow.has_panicked.get();
+        }
+        self.drop_handler();
+        let flow = &*self.flow;
+        let response = flow.answer.borrow_mut();
+        let mut response = RefMut::map(response, |answer| answer.get_or_insert_default());
+        let mode = flow.site().mode.get();
+        let wants_close = mode.announces() || flow.verdict().is_some() || flow.has_panicked.get();
         // Requests that may be in hand are answered first, whatever the reason for the close.
         if flow.has_unwanted_body() || (wants_close && !flow.has_surplus()) {
-            announce_close(response.headers_mut());
+            announce_close(response.other_headers_mut());
             flow.close_announced.set(true);
         }
         // A handler may have a say of its own in how the connection goes on.
-        flow.advertises.set(
-            flow.persists.get()
-                && flow.site().mode.get() == Mode::Serving
-                && !response.headers_mut().contains_key(CONNECTION),
-        );
         if response.status().is_server_error() && !flow.has_panicked.get() {
             tell_failure(flow, response.status(), FailureCause::Status);
         }
+        let advertises = flow.persists.get()
+            && mode == Mode::Serving
+            && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
         if let Some(id) = flow.known_id()
             && let Ok(id) = HeaderValue::from_str(&id)
         {
-            response.headers_mut().insert(X_REQUEST_ID, id);
+            response.other_headers_mut().insert(X_REQUEST_ID, id);
         }
+        flow.splice.set(Splice { advertises, media: response.media() });
+        response.lend_headers();
+        drop(response);
+        let Some(response) = flow.answer.take() else { unreachable!("it was there just now") };
         let response = response.into_http();
         if !response.body().is_whole() {
             // Its stream may block the worker: it has to be known by then.
@@ -353,8 +422,7 @@ impl Future for CallFuture {
 
 impl Drop for CallFuture {
     fn drop(&mut self) {
-        let later = self.later.take();
-        drop_quietly(&self.flow, later);
+        self.drop_handler();
     }
 }
 
@@ -385,19 +453,10 @@ pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
     );
 }
 
-/// Whether the connection stays open after this request, as far as its client is concerned. Of the
-/// old version hyper takes care.
-fn persists(head: &http::request::Parts) -> bool {
-    head.version == Version::HTTP_11
-        && (!head.headers.contains_key(CONNECTION) || !asks_to_close(&head.headers))
-}
-
-fn asks_to_close(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(CONNECTION).iter();
-    values.any(|value| {
-        let mut options = value.as_bytes().split(|byte| *byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+/// Whether a value of `Connection` holds the option `close`.
+fn asks_to_close(value: &HeaderValue) -> bool {
+    let mut options = value.as_bytes().split(|byte| *byte == b',');
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 fn announce_close(headers: &mut HeaderMap) {

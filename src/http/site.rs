@@ -10,7 +10,9 @@ use http::Method;
 use hyper::server::conn::http1;
 
 use super::failure::OnFailure;
+use super::flow::Splice;
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
+use super::message::Media;
 use super::service::App;
 use super::watch::Watch;
 use crate::ledger::Ledger;
@@ -36,6 +38,10 @@ pub struct Site {
     pub access_log: AccessLog,
     /// Who is told of panics and of responses that say the server failed.
     pub on_failure: Option<OnFailure>,
+    /// How many connections hyper works on.
+    pub hot: Cell<usize>,
+    /// The host that a request named last, which is well-formed (or empty: nothing yet).
+    pub last_host: RefCell<Vec<u8>>,
     /// Where ids of requests come from that brought none.
     pub ids: RequestIds,
     /// Where [`Stamp`]s count from.
@@ -47,8 +53,8 @@ pub struct Site {
     pub shutdown: CancellationToken,
     /// What a client's FIN means for its request.
     pub half_close: HalfClose,
-    /// What responses say of the idle time that follows; see [`keep_alive`].
-    pub keep_alive: Option<Box<[u8]>>,
+    /// What responses say besides.
+    pub lines: Lines,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.
@@ -82,6 +88,8 @@ pub struct AnsweredRequest {
     pub status: u16,
     /// When its head was complete.
     pub begun: Instant,
+    /// How many such there were one after the other.
+    pub count: u32,
 }
 
 /// Whether each finished request is logged.
@@ -103,19 +111,43 @@ pub enum HalfClose {
     Serve,
 }
 
+/// The lines of a response's head that go to the wire beside hyper's.
+#[derive(Debug)]
+pub struct Lines {
+    /// By [`Media`], without and with those on the idle time that follows.
+    by_media: [[Box<[u8]>; 2]; 3],
+}
+
+impl Lines {
+    /// The lines for these limits.
+    pub fn new(limits: &Limits) -> Lines {
+        let keep_alive = keep_alive(limits);
+        Lines {
+            by_media: Media::ALL.map(|media| {
+                let line = media.line();
+                let both = [keep_alive.as_str(), &line].concat();
+                [line.into_bytes().into(), both.into_bytes().into()]
+            }),
+        }
+    }
+
+    pub(super) fn of(&self, splice: Splice) -> &[u8] {
+        &self.by_media[splice.media as usize][usize::from(splice.advertises)]
+    }
+}
+
 /// The header lines by which responses tell how long the connection may be idle: whole seconds, and
 /// less than it really has. A client that goes by them never sends a request into a connection that
-/// is being closed, though the request and our FIN take their time. `None` for times too short to
+/// is being closed, though the request and our FIN take their time. Nothing for times too short to
 /// tell.
 ///
 /// `Keep-Alive` is of RFC 2068, 19.7.1; RFC 9110, 7.6.1 wants it listed in `Connection`.
-pub fn keep_alive(limits: &Limits) -> Option<Box<[u8]>> {
+fn keep_alive(limits: &Limits) -> String {
     let seconds = limits.keep_alive_timeout.saturating_sub(KEEP_ALIVE_MARGIN).as_secs();
     if seconds == 0 {
-        return None;
+        return String::new();
     }
-    let lines = format!("connection: keep-alive\r\nkeep-alive: timeout={seconds}\r\n");
-    Some(lines.into_bytes().into())
+    format!("connection: keep-alive\r\nkeep-alive: timeout={seconds}\r\n")
 }
 
 /// Between the time that clients are told and the close: a round trip and the grain of deadlines.
@@ -183,7 +215,23 @@ impl Site {
         let mut metrics = self.metrics.borrow_mut();
         for request in self.answered.borrow_mut().drain(..) {
             let seconds = end.saturating_duration_since(request.begun).as_secs_f64();
-            metrics.request(&request.method, request.status, seconds);
+            metrics.requests(&request.method, request.status, seconds, request.count);
+        }
+    }
+
+    /// Notes a request that was answered. In a busy turn most are like the one before.
+    pub fn note_answered(&self, method: &Method, status: u16, begun: Instant) {
+        let mut answered = self.answered.borrow_mut();
+        match answered.last_mut() {
+            Some(last)
+                if last.begun == begun && last.status == status && last.method == *method =>
+            {
+                last.count += 1;
+            }
+            _ => {
+                let method = method.clone();
+                answered.push(AnsweredRequest { method, status, begun, count: 1 });
+            }
         }
     }
 

@@ -43,7 +43,7 @@ pub enum End {
 /// body is `cut`.
 impl Tracker for Arc<Ledger> {
     fn begun(&self) {
-        Ledger::begun(self);
+        self.begun_anywhere();
     }
 
     fn responded(&self, _status: StatusCode) {}
@@ -51,7 +51,7 @@ impl Tracker for Arc<Ledger> {
     fn sent(&self, _bytes: u64) {}
 
     fn ended(&self, end: End) {
-        self.finished(match end {
+        self.finished_anywhere(match end {
             End::Complete => RequestOutcome::Answered,
             End::Dropped => RequestOutcome::Abandoned,
             End::Failed => RequestOutcome::Cut,

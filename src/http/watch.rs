@@ -5,8 +5,11 @@
 //! request that is answered on the spot costs one uncontended lock; only one that waits is listed.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use http::Method;
 
 use crate::ledger::RequestOutcome;
 use crate::reactor::socket::Peer;
@@ -14,7 +17,10 @@ use crate::reactor::socket::Peer;
 /// One worker's requests, for readers on other threads.
 #[derive(Debug, Default)]
 pub struct Watch {
-    running: Mutex<Running>,
+    /// Whether a handler is being called; if so, `called` tells for which request.
+    is_running: AtomicBool,
+    called: Mutex<Called>,
+    next_key: AtomicU64,
     waiting: Mutex<HashMap<WatchKey, WaitingRequest>>,
     lost: Mutex<Lost>,
     /// The slowest that came to their end by themselves, slowest first; at most
@@ -26,13 +32,14 @@ pub struct Watch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WatchKey(u64);
 
-/// The handler call in progress.
+/// The request whose handler was called last. The strings are kept for their capacity.
 #[derive(Debug, Default)]
-struct Running {
-    /// `None` between calls. The strings of `info` are kept for their capacity.
-    since: Option<Instant>,
-    info: RequestInfo,
-    next_key: u64,
+struct Called {
+    method: Method,
+    path: String,
+    peer: Peer,
+    route: String,
+    begun: Option<Instant>,
 }
 
 /// What is told of a request.
@@ -88,35 +95,26 @@ impl EndedRequest {
 }
 
 impl Watch {
-    /// A handler is about to be called.
-    pub fn call(&self, begun: Instant, method: &str, path: &str, peer: Peer) {
-        let mut running = lock(&self.running);
-        running.since = Some(begun);
-        let info = &mut running.info;
-        info.begun = Some(begun);
-        refill(&mut info.method, method);
-        refill(&mut info.path, path);
-        info.peer = peer;
-        info.route.clear();
-    }
-
-    /// The route of the request being called is known.
-    pub fn routed(&self, template: &str) {
-        refill(&mut lock(&self.running).info.route, template);
+    /// The handler of `route`, a template, is about to be called.
+    pub fn call(&self, begun: Instant, method: &Method, path: &str, peer: Peer, route: &str) {
+        let mut called = lock(&self.called);
+        called.method.clone_from(method);
+        refill(&mut called.path, path);
+        called.peer = peer;
+        refill(&mut called.route, route);
+        called.begun = Some(begun);
+        drop(called);
+        self.is_running.store(true, Ordering::Release);
     }
 
     /// The call returned.
     pub fn returned(&self) {
-        lock(&self.running).since = None;
+        self.is_running.store(false, Ordering::Release);
     }
 
     /// Lists a request that waits.
     pub fn waits(&self, info: RequestInfo, waits_for: &'static str) -> WatchKey {
-        let key = {
-            let mut running = lock(&self.running);
-            running.next_key += 1;
-            WatchKey(running.next_key)
-        };
+        let key = WatchKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         lock(&self.waiting).insert(key, WaitingRequest { info, waits_for });
         key
     }
@@ -150,8 +148,17 @@ impl Watch {
 
     /// The handler call that holds the worker, if one does.
     pub fn running(&self) -> Option<RequestInfo> {
-        let running = lock(&self.running);
-        running.since.map(|_| running.info.clone())
+        if !self.is_running.load(Ordering::Acquire) {
+            return None;
+        }
+        let called = lock(&self.called);
+        Some(RequestInfo {
+            method: called.method.to_string(),
+            path: called.path.clone(),
+            peer: called.peer,
+            route: called.route.clone(),
+            begun: called.begun,
+        })
     }
 
     /// All requests that wait, oldest first.

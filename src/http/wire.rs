@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::chunked::Chunked;
-use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES};
+use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES, Splice};
 use super::head::{Head, HeadLimits, examine};
 use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
 use crate::ledger::RejectedCode;
@@ -132,7 +132,19 @@ impl Input {
     ///
     /// # Errors
     /// Those of the socket.
+    #[inline]
     pub fn next_head<T: Transport>(
+        &mut self,
+        socket: &mut Socket<T>,
+        limits: &HeadLimits,
+    ) -> io::Result<Next> {
+        if self.is_empty() && !socket.is_readable() {
+            return Ok(Next::Nothing);
+        }
+        self.find_head(socket, limits)
+    }
+
+    fn find_head<T: Transport>(
         &mut self,
         socket: &mut Socket<T>,
         limits: &HeadLimits,
@@ -196,13 +208,11 @@ impl Output {
         let mut written = 0;
         while !self.is_empty() {
             let Some(count) = socket.send(&[IoSlice::new(&self.buffer[self.start..])])? else {
-                return Ok(written);
+                break;
             };
-            self.start += count;
+            self.consume(count);
             written += count;
         }
-        self.buffer.clear();
-        self.start = 0;
         Ok(written)
     }
 }
@@ -415,34 +425,27 @@ impl<T: Transport> Wire<T> {
         Poll::Ready(Ok(()))
     }
 
-    fn write(&mut self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+    fn write(&mut self, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.budget == 0 {
             self.yielded = true;
             return Poll::Pending;
         }
-        if total < DIRECT_BYTES_MIN && self.output.bytes().len() + total <= OUT_BYTES_MAX {
-            for buf in bufs {
-                self.output.buffer.extend_from_slice(buf);
-            }
-            self.written += total as u64;
-            self.budget = self.budget.saturating_sub(total);
-            return Poll::Ready(Ok(total));
+        if buf.len() < DIRECT_BYTES_MIN && self.output.bytes().len() + buf.len() <= OUT_BYTES_MAX {
+            self.output.buffer.extend_from_slice(buf);
+            self.written += buf.len() as u64;
+            self.budget = self.budget.saturating_sub(buf.len());
+            return Poll::Ready(Ok(buf.len()));
         }
-        self.send(bufs)
+        self.send(buf)
     }
 
-    /// Hands `bufs` to the kernel as they are, behind what waits.
-    fn send(&mut self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    /// Hands `buf` to the kernel as it is, behind what waits.
+    fn send(&mut self, buf: &[u8]) -> Poll<io::Result<usize>> {
         let held = self.output.bytes().len();
         let sent = if held == 0 {
-            self.socket.send(bufs)?
+            self.socket.send(&[IoSlice::new(buf)])?
         } else {
-            let mut all = [IoSlice::new(&[]); PIECES_MAX];
-            let count = bufs.len().min(PIECES_MAX - 1);
-            all[0] = IoSlice::new(self.output.bytes());
-            all[1..=count].copy_from_slice(&bufs[..count]);
-            self.socket.send(&all[..=count])?
+            self.socket.send(&[IoSlice::new(self.output.bytes()), IoSlice::new(buf)])?
         };
         let sent = sent.unwrap_or(0);
         self.flushed += sent as u64;
@@ -456,36 +459,29 @@ impl<T: Transport> Wire<T> {
         Poll::Ready(Ok(count))
     }
 
-    /// As `write`, for output that begins with a response's head: puts `lines` behind its status
+    /// As `write`, for output that begins with a response's head: puts lines behind its status
     /// line. Carried through hyper's header map they would take a tenth of a small request's time.
-    fn write_head(&mut self, bufs: &[IoSlice<'_>], lines: &[u8]) -> Poll<io::Result<usize>> {
-        let split = bufs.split_first();
-        let Some((head, rest, at)) =
-            split.and_then(|(head, rest)| Some((head, rest, status_line_end(head)?)))
-        else {
-            return self.write(bufs);
-        };
+    fn write_head(&mut self, buf: &[u8], lines: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(at) = status_line_end(buf) else { return self.write(buf) };
         if self.budget == 0 {
             self.yielded = true;
             return Poll::Pending;
         }
-        if self.output.bytes().len() + head.len() > OUT_BYTES_MAX {
+        // All of a small response; of a large one a piece that surely holds the status line.
+        let taken = buf.len().min(at.max(DIRECT_BYTES_MIN));
+        if self.output.bytes().len() + taken > OUT_BYTES_MAX {
             self.flush()?;
             if !self.output.is_empty() {
                 self.blocked = true;
                 return Poll::Pending;
             }
         }
-        for part in [&head[..at], lines, &head[at..]] {
+        for part in [&buf[..at], lines, &buf[at..taken]] {
             self.output.buffer.extend_from_slice(part);
         }
-        self.written += (head.len() + lines.len()) as u64;
-        self.budget = self.budget.saturating_sub(head.len());
-        // hyper comes again with what is not taken now.
-        match self.write(rest)? {
-            Poll::Ready(count) => Poll::Ready(Ok(head.len() + count)),
-            Poll::Pending => Poll::Ready(Ok(head.len())),
-        }
+        self.written += (taken + lines.len()) as u64;
+        self.budget = self.budget.saturating_sub(taken);
+        Poll::Ready(Ok(taken)) // hyper comes again with the rest
     }
 }
 
@@ -509,31 +505,25 @@ impl<T: Transport> Read for Io<T> {
 impl<T: Transport> Write for Io<T> {
     fn poll_write(
         self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
         let mut wire = self.wire.borrow_mut();
-        let lines = self.flow.site().keep_alive.as_deref();
-        let Some(lines) = lines.filter(|_| self.flow.advertises.get()) else {
-            return wire.write(bufs);
-        };
-        let written = wire.write_head(bufs, lines);
-        self.flow.advertises.set(written.is_pending());
+        let splice = self.flow.splice.get();
+        if splice == Splice::default() {
+            return wire.write(buf);
+        }
+        let written = wire.write_head(buf, self.flow.site().lines.of(splice));
+        if written.is_ready() {
+            self.flow.splice.set(Splice::default());
+        }
         written
     }
 
-    /// Vectored, so that hyper queues bodies instead of copying them into a buffer that never
-    /// shrinks.
+    /// Not vectored: hyper's queue costs a small response 500 instructions (it fills 64 slices for
+    /// each write). What it copies instead is small pieces; see [`Body`](super::body::Body).
     fn is_write_vectored(&self) -> bool {
-        true
+        false
     }
 
     /// hyper flushes when its own buffer is empty: everything finished is in our hands.
@@ -551,6 +541,10 @@ impl<T: Transport> Write for Io<T> {
 /// Where the lines of a response's head begin, behind the interim responses before it (RFC 9110,
 /// 15.2). `None` when `output` does not begin with a head.
 fn status_line_end(output: &[u8]) -> Option<usize> {
+    const USUAL: &[u8] = b"HTTP/1.1 200 OK\r\n";
+    if output.starts_with(USUAL) {
+        return Some(USUAL.len());
+    }
     let mut at = 0;
     while output[at..].starts_with(b"HTTP/1.1 1") {
         at += memchr::memmem::find(&output[at..], b"\r\n\r\n")? + 4;
@@ -559,9 +553,6 @@ fn status_line_end(output: &[u8]) -> Option<usize> {
     let end = memchr::memchr(b'\n', head).filter(|_| head.starts_with(b"HTTP/1."))?;
     Some(at + end + 1)
 }
-
-/// Pieces that are handed to the kernel at once.
-const PIECES_MAX: usize = 16;
 
 /// The least size of a worker's input buffer. hyper is handed at most this much at once.
 const INPUT_BYTES_MIN: usize = 64 * 1024;

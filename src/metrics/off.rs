@@ -34,6 +34,9 @@ impl WorkerMetrics {
     pub fn request(&mut self, _method: &Method, _code: u16, _seconds: f64) {}
 
     /// Does nothing.
+    pub fn requests(&mut self, _method: &Method, _code: u16, _seconds: f64, _count: u32) {}
+
+    /// Does nothing.
     pub fn turn(&mut self, _seconds: f64) {}
 
     /// Does nothing.

@@ -41,6 +41,8 @@ pub struct Endpoint<L: Acceptor = Listener> {
     wheel: Wheel,
     /// Slots to run, each at most once (see [`Slot::queued`]).
     runnable: VecDeque<Token>,
+    /// The deadline that was last turned into a tick: most of a turn's are the same.
+    last_deadline: (Instant, Tick),
     /// Slots whose wheel entry is due; empty between calls, kept for its capacity.
     due: Vec<u32>,
     loan: Loan,
@@ -113,6 +115,7 @@ impl<L: Acceptor> Endpoint<L> {
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
             runnable: VecDeque::new(),
+            last_deadline: (site.epoch, Tick(0)),
             due: Vec::new(),
             loan: Loan::new(site.limits.head_bytes_max),
             flushed: site.epoch,
@@ -356,7 +359,15 @@ impl<L: Acceptor> Endpoint<L> {
         let step = slot.connection.run(&mut means);
         match step {
             Step::Wait(at) => {
-                slot.deadline = at.map_or(NEVER, |at| self.wheel.tick_of(at));
+                slot.deadline = match at {
+                    None => NEVER,
+                    Some(at) if at == self.last_deadline.0 => self.last_deadline.1,
+                    Some(at) => {
+                        let tick = self.wheel.tick_of(at);
+                        self.last_deadline = (at, tick);
+                        tick
+                    }
+                };
                 if slot.deadline != NEVER {
                     self.wheel.file_by(token.index(), slot.deadline);
                 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::app::Router;
 use crate::http::OnFailure;
 use crate::http::limits::Limits;
-use crate::http::site::{AccessLog, HalfClose, Mode, RequestIds, Site, builder, keep_alive};
+use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -39,11 +39,13 @@ impl SiteSetup {
             answered: RefCell::default(),
             access_log: self.access_log,
             on_failure: self.on_failure,
+            hot: Cell::new(0),
+            last_host: RefCell::default(),
             ids: RequestIds::new(self.id_prefix),
             epoch: now,
             shutdown: self.shutdown,
             half_close: self.half_close,
-            keep_alive: keep_alive(&self.limits),
+            lines: Lines::new(&self.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             #[cfg(test)]

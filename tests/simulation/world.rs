@@ -19,7 +19,7 @@ use super::rng::Rng;
 use super::script::Writer;
 use super::settings::Settings;
 use crate::drain::{Drain, Input, Order, Phase};
-use crate::http::site::{AccessLog, Fault, Grace, Mode, RequestIds, Site, builder, keep_alive};
+use crate::http::site::{AccessLog, Fault, Grace, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::{EndedRequest, Watch};
 use crate::ledger::{Counts, Ledger};
 use crate::metrics::Metrics;
@@ -481,11 +481,13 @@ impl Worker {
             answered: RefCell::default(),
             access_log: AccessLog::Off,
             on_failure: None,
+            hot: Cell::new(0),
+            last_host: RefCell::default(),
             ids: RequestIds::new(1),
             epoch: stage.epoch,
             shutdown: CancellationToken::new(),
             half_close: settings.half_close,
-            keep_alive: keep_alive(&settings.limits),
+            lines: Lines::new(&settings.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(stage.epoch),
             fault: Cell::new(case.fault),

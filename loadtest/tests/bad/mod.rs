@@ -13,6 +13,9 @@ pub struct Peer {
 /// A request, with its body whole.
 pub struct Asked {
     pub path: String,
+    /// Its `X-Request-Id`.
+    #[allow(dead_code, reason = "not every user of this module keeps books")]
+    pub id: String,
     pub body: Vec<u8>,
 }
 
@@ -35,7 +38,7 @@ impl Peer {
     /// The next request; `None` when the client is gone.
     pub fn request(&mut self) -> Option<Asked> {
         let path = self.line()?.split(' ').nth(1)?.to_owned();
-        let (mut length, mut is_chunked) = (0, false);
+        let (mut length, mut is_chunked, mut id) = (0, false, String::new());
         loop {
             let line = self.line()?.to_ascii_lowercase();
             if line.is_empty() {
@@ -44,6 +47,8 @@ impl Peer {
             is_chunked |= line == "transfer-encoding: chunked";
             if let Some(value) = line.strip_prefix("content-length: ") {
                 length = value.parse().unwrap();
+            } else if let Some(value) = line.strip_prefix("x-request-id: ") {
+                value.clone_into(&mut id);
             }
         }
         let mut body = Vec::new();
@@ -59,7 +64,7 @@ impl Peer {
         } else {
             body = self.bytes(length)?;
         }
-        Some(Asked { path, body })
+        Some(Asked { path, id, body })
     }
 
     fn line(&mut self) -> Option<String> {
@@ -77,6 +82,12 @@ impl Peer {
     /// Sends what it is given. A client that is gone need not hear it.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _sent = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Sends as well; whether the client is still there.
+    #[allow(dead_code, reason = "not every user of this module has that much to say")]
+    pub fn is_heard(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
     /// Answers as the routes promise, with a few more header fields.
@@ -104,6 +115,7 @@ impl Peer {
 }
 
 /// Answers everything as it should.
+#[allow(dead_code, reason = "not every user of this module has a use for the good")]
 pub fn well(peer: &mut Peer) {
     while let Some(asked) = peer.request() {
         peer.answer(&asked, "");

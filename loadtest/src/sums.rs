@@ -1,7 +1,5 @@
-//! Several servers replaced in turn under the same load, and what each of them lost.
+//! Several servers side by side, and what each of them lost under the same load.
 //!
-//! A round is one way of replacing and each server that can do it, one behind the other, with the
-//! same plan: they are measured within the same minute, and what else the machine does meets all.
 //! Where a request was lost is told from what its client saw (`Loss::of`), for each server by the
 //! same rule. What met the gap of a listener that stands alone is a loss here, for all of them.
 
