@@ -17,6 +17,8 @@ mod harness;
 #[cfg(feature = "sqlite")]
 mod items;
 #[cfg(feature = "postgres")]
+mod postgres_exit;
+#[cfg(feature = "postgres")]
 mod postgres_pool;
 #[cfg(feature = "postgres")]
 mod postgres_server;
