@@ -589,8 +589,8 @@ const CANCEL_MAX: Duration = Duration::from_secs(1);
 /// How often the deadlines of statements in flight are looked at.
 const ALARM_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long an attempt to connect may take.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// How long an attempt to connect may take, of a server that accepts connections.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// How long the good-bye may take.
 const CLOSE_MAX: Duration = Duration::from_millis(500);

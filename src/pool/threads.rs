@@ -419,9 +419,9 @@ impl Wake for Alarm {
     }
 }
 
-/// How long an attempt to connect may take before its thread is replaced: more than a resource is
-/// to take.
-const CONNECT_MAX: Duration = Duration::from_secs(4);
+/// How long an attempt to connect may take before its thread is replaced: far more than a resource
+/// takes. A server that is slow with many at once must not be asked by more.
+const CONNECT_MAX: Duration = Duration::from_secs(15);
 
 /// As above, once the pool is closing: there is nothing yet to say good-bye to.
 const CLOSING_CONNECT_MAX: Duration = Duration::from_millis(300);

@@ -9,14 +9,21 @@ use crate::support::client::Client;
 use crate::support::server::{Launch, Server};
 use crate::support::{SLACK, SOON, until};
 
-/// A server whose statements and jobs may take minutes.
-fn patient(database: &Database<'_>) -> Launch {
-    Launch::new()
+/// A server whose statements and jobs may take minutes, with all its connections.
+fn patient(database: &Database<'_>, exclusive: usize, timeout: u64) -> Server {
+    let launch = Launch::new()
         .env("DATABASE_URL", database.url())
-        .env("POOL_EXCLUSIVE", 20)
+        .env("SHUTDOWN_TIMEOUT", timeout)
+        .env("POOL_PIPELINED", 1)
+        .env("POOL_EXCLUSIVE", exclusive)
         .env("POOL_JOB_TIMEOUT", 120)
         .env("STATEMENT_TIMEOUT", 120)
-        .env("REQUEST_TIMEOUT", 120)
+        .env("REQUEST_TIMEOUT", 120);
+    let server = launch.start();
+    let connected = || (database.sessions().len() == exclusive + 1).then_some(());
+    until("every connection", SOON, connected);
+    until_ready(&server);
+    server
 }
 
 fn sleeping(database: &Database<'_>) -> usize {
@@ -44,8 +51,7 @@ fn until_no_session(database: &Database<'_>) {
 #[test]
 fn sigterm_ends_twenty_long_queries_in_time_and_names_them() {
     let Some(database) = Database::create("exit_term") else { return };
-    let mut server = patient(&database).env("SHUTDOWN_TIMEOUT", 3).start();
-    until_ready(&server);
+    let mut server = patient(&database, 20, 3);
     let clients = begin_sleeping(&server, &database, 20);
     let begun = server.signal("TERM");
     let exit = server.exit(SOON);
@@ -74,8 +80,7 @@ fn sigterm_ends_twenty_long_queries_in_time_and_names_them() {
 fn whatever_kills_the_process_no_query_of_its_goes_on() {
     let Some(database) = Database::create("exit_kill") else { return };
     for signal in ["KILL", "QUIT"] {
-        let mut server = patient(&database).start();
-        until_ready(&server);
+        let mut server = patient(&database, 5, 30);
         let clients = begin_sleeping(&server, &database, 5);
         server.signal(signal);
         server.exit(SOON);
@@ -87,20 +92,15 @@ fn whatever_kills_the_process_no_query_of_its_goes_on() {
 #[test]
 fn a_second_signal_leaves_no_query_behind_either() {
     let Some(database) = Database::create("exit_twice") else { return };
-    let mut server = patient(&database).start();
-    until_ready(&server);
+    let mut server = patient(&database, 5, 30);
     let clients = begin_sleeping(&server, &database, 5);
     server.signal("TERM");
     server.log.wait_for("draining", |line| line["phase"] == "draining");
     // Two within 100 ms are one.
     until("the second to count", SOON, || {
         server.signal("TERM");
-        server
-            .log
-            .events("shutdown_phase")
-            .iter()
-            .any(|line| line["phase"] == "cancelling")
-            .then_some(())
+        let lines = server.log.so_far();
+        lines.iter().any(|line| line.contains("\"phase\":\"cancelling\"")).then_some(())
     });
     server.exit(SOON);
     until_no_session(&database);
@@ -110,8 +110,7 @@ fn a_second_signal_leaves_no_query_behind_either() {
 #[test]
 fn a_client_that_is_killed_takes_its_query_with_it() {
     let Some(database) = Database::create("exit_client") else { return };
-    let server = patient(&database).start();
-    until_ready(&server);
+    let server = patient(&database, 5, 30);
     let mut clients = begin_sleeping(&server, &database, 2);
     let killed = Instant::now();
     clients.pop();
@@ -125,16 +124,15 @@ fn a_client_that_is_killed_takes_its_query_with_it() {
 #[test]
 fn a_snapshot_tells_what_the_threads_of_the_database_do() {
     let Some(database) = Database::create("exit_snapshot") else { return };
-    let server = patient(&database).start();
-    until_ready(&server);
+    let server = patient(&database, 5, 30);
     let _clients = begin_sleeping(&server, &database, 1);
     server.signal("USR1");
     let snapshot = server.log.wait("snapshot");
     let pools = snapshot["pools"].as_str().unwrap();
-    assert!(pools.contains("postgres_exclusive: 1 of 20 threads busy"), "{pools}");
+    assert!(pools.contains("postgres_exclusive: 1 of 5 threads busy"), "{pools}");
     assert!(pools.contains("pg_sleep"), "{pools}");
     let metrics = server.metrics();
-    assert!(metrics.contains("pool_threads{pool=\"postgres_exclusive\"} 20\n"), "{metrics}");
+    assert!(metrics.contains("pool_threads{pool=\"postgres_exclusive\"} 5\n"), "{metrics}");
     assert!(metrics.contains("pool_busy{pool=\"postgres_exclusive\"} 1\n"), "{metrics}");
 }
 
@@ -143,8 +141,11 @@ fn what_is_wrong_with_the_database_is_logged_without_the_password() {
     let Some(database) = Database::create("exit_password") else { return };
     let url = database.url().replace("tidal", "wr0ng");
     let server = Launch::new().env("DATABASE_URL", &url).start();
-    let line = server.log.wait("database_unavailable");
-    assert!(line["reason"].as_str().unwrap().contains("authentication failed"), "{line}");
+    until("the reason", SOON, || {
+        let text = Client::connect(server.admin).get("/readyz?verbose").text();
+        text.contains("authentication failed").then_some(())
+    });
+    assert!(server.log.so_far().iter().all(|line| !line.contains("wr0ng")));
     let server = Launch::new().env("DATABASE_URL", "postgres://me:wr0ng@nowhere.invalid/x").start();
     server.log.wait("database_unavailable");
     assert!(server.log.so_far().iter().all(|line| !line.contains("wr0ng")));
@@ -174,7 +175,8 @@ fn frozen_backends_hold_neither_the_other_routes_nor_the_exit() {
     assert_eq!(server.connect().get("/plaintext").status, 200);
     assert!(asked.elapsed() < SLACK, "{:?}", asked.elapsed());
     for mut client in waiting {
-        assert_eq!(client.response().status, 503);
+        // Out of time, or its connection was given up with one that was.
+        assert!([503, 504].contains(&client.response().status));
     }
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(5) + SLACK, "{took:?}");
