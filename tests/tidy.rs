@@ -132,11 +132,8 @@ const FENCES: &[Fence] = &[
         instead: "a setting is a row of config/table.rs" },
     Fence { name: "toml::", only_in: &["src/config/"], unit_tests: Held,
         instead: "a setting is a row of config/table.rs" },
-    Fence { name: "tokio::",
-        // A lock that the runtime's tasks and blocking threads both wait for.
-        only_in: &["src/pool/postgres_pipeline.rs", "src/pool/postgres_schema.rs"],
-        unit_tests: Held,
-        instead: "a runtime lives inside a thread of the PostgreSQL client, and nowhere else" },
+    Fence { name: "tokio::", only_in: &["src/pool/"], unit_tests: Held,
+        instead: "a runtime lives inside threads of the PostgreSQL client, and nowhere else" },
     Fence { name: "tokio_postgres::", only_in: &["src/pool/"], unit_tests: Held,
         instead: "use src/pool" },
     Fence { name: "rustls::", only_in: &["src/pool/postgres_tls.rs"], unit_tests: Held,

@@ -361,10 +361,8 @@ impl Flow {
     }
 
     fn handler_waits_for(&self) -> &'static str {
-        if self.incoming.get().awaited_since.is_some() {
-            return hold::REQUEST_BODY;
-        }
-        self.awaited.get().unwrap_or(hold::HANDLER)
+        let awaits_body = self.incoming.get().awaited_since.map(|_| hold::REQUEST_BODY);
+        awaits_body.or(self.awaited.get()).unwrap_or(hold::HANDLER)
     }
 
     /// The request at hand, or the oldest one whose response is not all taken.
@@ -557,8 +555,8 @@ impl Tracker for Rc<Flow> {
             exchange.responded = Some(self.site.now.get());
             exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
                 || (status.is_server_error() && self.site.shutdown.is_cancelled());
-            if exchange.refused && self.verdict.get().is_none() {
-                exchange.handler_waited_for = self.handler_waits_for();
+            if self.verdict.get().is_none() {
+                exchange.handler_waited_for = self.awaited.get().unwrap_or(hold::HANDLER);
             }
         }
     }

@@ -47,7 +47,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wait_is_between_half_and_all_of_its_step(chances in prop::collection::vec(any::<u64>(), 1..40)) {
+        fn a_wait_is_between_half_and_all_of_its_step(
+            chances in prop::collection::vec(any::<u64>(), 1..40),
+        ) {
             let mut backoff = Backoff::default();
             let mut step = FIRST;
             for chance in chances {

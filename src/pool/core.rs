@@ -148,7 +148,10 @@ impl<J: Waiting> Core<J> {
             self.connected.fetch_add(1, Ordering::SeqCst);
         }
         if self.is_down.swap(false, Ordering::SeqCst) {
-            log::info!(event_type = "database_connected", pool = self.name; "{}: connected", self.name);
+            log::info!(
+                event_type = "database_connected", pool = self.name;
+                "{}: connected", self.name
+            );
         }
     }
 

@@ -1,5 +1,30 @@
 //! Data: threads that own a connection each, a bounded queue that feeds them, and tickets that any
 //! executor can await.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `ticket` | where a job leaves its result, and the future of whoever waits |
+//! | `queue` | the bounded queue; wakes the thread that slept the shortest |
+//! | `backoff` | how long to wait before connecting again: pure |
+//! | `slot`, `tally` | what a thread is doing, what a pool has done: for readers on other threads |
+//! | `core`, `watch` | what every pool has, and the thread that keeps its promises of time |
+//! | `threads`, `resource` | threads that own something that blocks, behind a trait of four methods |
+//! | `postgres*`, `sqlite`, `redis` | what they own |
+//! | `pooled` | a pool as the server around it sees it |
+//!
+//! # Invariants
+//!
+//! 1. A job is begun at most once and has one outcome. Nothing is ever repeated: after `Lost`,
+//!    `Timeout` and `Cancelled` the database may have done it.
+//! 2. A ticket is settled on time whatever the database does: by its thread, or by the watcher,
+//!    which waits for no connection.
+//! 3. Nothing here blocks who submits, polls a ticket or drops one.
+//! 4. A connection whose job was cancelled does no other job unless its resource says that the
+//!    cancelling is over: a request to cancel names a connection, not a job.
+//! 5. Once a pool is closed and its threads have ended, no ticket waits and no connection is open,
+//!    but for those of servers that do not answer, which are given up.
+//!
+//! It is not tied to the reactor, and knows nothing of requests.
 
 mod backoff;
 mod clock;
@@ -21,6 +46,8 @@ mod postgres_params;
 mod postgres_pipeline;
 #[cfg(feature = "postgres")]
 mod postgres_schema;
+#[cfg(feature = "postgres")]
+mod postgres_statements;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
 pub mod queue;

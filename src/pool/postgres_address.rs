@@ -66,8 +66,8 @@ impl PostgresAddress {
         let (rest, own) = Own::take_out_of(text.trim());
         let Ok(mut config) = rest.parse::<Config>() else {
             return refuse(
-                "cannot be read: expected postgres://user:password@host:port/database, with special \
-                 characters of the password percent-encoded",
+                "cannot be read: expected postgres://user:password@host:port/database, with \
+                 special characters of the password percent-encoded",
             );
         };
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
@@ -85,8 +85,8 @@ impl PostgresAddress {
             Some("verify-full") => (SslMode::Require, Trust::Named(roots)),
             Some(_) => {
                 return refuse(
-                    "has an unknown sslmode: expected disable, allow, prefer, require, verify-ca or \
-                     verify-full",
+                    "has an unknown sslmode: expected disable, allow, prefer, require, verify-ca \
+                     or verify-full",
                 );
             }
         };

@@ -16,14 +16,13 @@
 //!    its connection is dropped with all that is in flight.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::future::{Future, poll_fn};
 use std::hash::BuildHasher;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -31,11 +30,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime;
-use tokio::sync::OnceCell;
 use tokio::time::{self, Sleep as Timer};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::{Client, Error, Row};
 
 use super::backoff::Backoff;
 use super::clock;
@@ -44,6 +40,7 @@ use super::error::DatabaseError;
 use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
 use super::postgres_address::PostgresAddress;
 use super::postgres_params::Params;
+use super::postgres_statements::Statements;
 use super::postgres_tls::{Tls, connector};
 use super::queue::Sleep;
 use super::resource::Reason;
@@ -515,63 +512,6 @@ impl Line {
         self.is_lying && !(self.core.queue.is_closed() && self.in_flight.is_empty())
     }
 }
-
-/// The statements that are prepared on one connection.
-#[derive(Default)]
-struct Statements {
-    known: Mutex<HashMap<String, Arc<OnceCell<Statement>>>>,
-}
-
-impl Statements {
-    async fn query(
-        &self,
-        client: &Client,
-        text: Cow<'static, str>,
-        params: &Params,
-    ) -> Result<Vec<Row>, Error> {
-        let cell = self.cell(&text);
-        let statement = match cell.get() {
-            Some(statement) => statement,
-            None => cell.get_or_try_init(|| client.prepare(&text)).await?,
-        };
-        let params: Vec<&(dyn ToSql + Sync)> =
-            params.0.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
-        let rows = client.query(statement, &params).await;
-        if let Err(error) = &rows
-            && error.code().is_some_and(|code| STALE.contains(code))
-        {
-            // The next one prepares it anew: the tables have changed, or it was dropped.
-            self.lock().remove(&*text);
-        }
-        rows
-    }
-
-    fn cell(&self, text: &str) -> Arc<OnceCell<Statement>> {
-        let mut known = self.lock();
-        if let Some(cell) = known.get(text) {
-            return Arc::clone(cell);
-        }
-        if known.len() >= STATEMENTS_MAX {
-            // Whoever makes up statements as they go gains nothing from keeping them.
-            known.clear();
-        }
-        let cell = Arc::default();
-        known.insert(text.to_owned(), Arc::clone(&cell));
-        cell
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<OnceCell<Statement>>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Of statements that were prepared and cannot be executed any more: "cached plan must not change
-/// result type", and a name that the server does not know.
-const STALE: [SqlState; 2] =
-    [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME];
-
-/// Statements kept prepared on a connection.
-const STATEMENTS_MAX: usize = 256;
 
 /// Statements in flight on a connection.
 const IN_FLIGHT_MAX: usize = 32;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::items::{started, until_ready};
-use crate::services::postgres::{Cluster, Database, Stop};
+use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::support::client::Client;
 use crate::support::server::{Launch, Server};
 use crate::support::{SLACK, SOON, until};
@@ -165,7 +165,7 @@ fn what_is_wrong_with_the_database_is_logged_without_the_password() {
 fn frozen_backends_hold_neither_the_other_routes_nor_the_exit() {
     let Some(database) = Database::create("exit_frozen") else { return };
     let mut server = started(&database.url());
-    let frozen: Vec<_> = database.sessions().iter().map(|session| session.freeze()).collect();
+    let frozen: Vec<_> = database.sessions().iter().map(Session::freeze).collect();
     let begun = Instant::now();
     let mut waiting: Vec<Client> = (0..16).map(|_| server.connect()).collect();
     for client in &mut waiting {
