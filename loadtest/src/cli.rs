@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
+use crate::data::{self, Scenario};
 use crate::peer::{NAMES, Peer};
 use crate::root;
-use crate::site::{FAULT, Order, Server, Site};
+use crate::site::{CLEAN, FAULT, Order, Server, Site};
 use crate::target::Way;
 
 /// The whole command line. (clap ends with status 2 for what it does not understand.)
@@ -28,6 +29,59 @@ pub fn command() -> Command {
                 .arg(seconds("pause", "1.5", "Load before the signal"))
                 .arg(peer().help(SERVER)),
         )
+        .subcommand(data(Command::new("data")))
+}
+
+/// What servers with a database are asked.
+fn data(command: Command) -> Command {
+    let list = |name, default, help| {
+        Arg::new(name).long(name).value_name("LIST").default_value(default).help(help)
+    };
+    command
+        .about("Compares servers with one PostgreSQL database: requests a second, CPU for each")
+        .arg(
+            list("scenarios", "db,items", "What is asked: db (one row read), items (one written)")
+                .value_delimiter(',')
+                .value_parser(Scenario::ALL.map(Scenario::name)),
+        )
+        .arg(
+            list("clients", "1,16,64", "Connections of the load, one measure each")
+                .value_delimiter(',')
+                .value_parser(value_parser!(u32).range(1..=10_000)),
+        )
+        .arg(number("connections", "12", "Each server's connections to the database"))
+        .arg(number("rounds", "3", "How often everything is measured"))
+        .arg(number("seconds", "5", "How long each measure takes"))
+        .arg(
+            Arg::new("binary")
+                .long("binary")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("ebbtide's program; without it, cargo builds the release"),
+        )
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the results go [default: loadtest/results]"),
+        )
+}
+
+fn data_order(matches: &ArgMatches) -> data::Order {
+    let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    let named: Vec<String> =
+        matches.get_many::<String>("scenarios").into_iter().flatten().cloned().collect();
+    let is_asked = |scenario: &Scenario| named.iter().any(|name| name == scenario.name());
+    data::Order {
+        scenarios: Scenario::ALL.into_iter().filter(is_asked).collect(),
+        clients: matches.get_many::<u32>("clients").into_iter().flatten().copied().collect(),
+        connections: get(matches, "connections"),
+        rounds: get(matches, "rounds"),
+        seconds: get(matches, "seconds"),
+        binary: path("binary"),
+        out: path("out").unwrap_or_else(|| root().join(OUT)),
+    }
 }
 
 const STATUSES: &str = "Exit status: 0 nothing lost and all ledgers equal; 1 something lost, or \
@@ -140,6 +194,15 @@ fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T 
 /// Does what the command line says; returns the exit status.
 pub fn run(matches: &ArgMatches) -> u8 {
     let Some((name, matches)) = matches.subcommand() else { return FAULT };
+    if name == "data" {
+        return match data::run(&data_order(matches)) {
+            Ok(()) => CLEAN,
+            Err(fault) => {
+                eprintln!("loadtest: {fault}");
+                FAULT
+            }
+        };
+    }
     let servers = match servers(matches) {
         Ok(servers) => servers,
         // As clap ends for whatever else it does not understand.

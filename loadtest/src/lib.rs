@@ -22,6 +22,7 @@
 //! | [`restarts`], [`drain`] | the two runs; [`idle`] clients watch the second |
 //! | [`table`], [`results`], [`moments`], [`picture`] | what is told of a run |
 //! | [`sums`] | several servers side by side, and where each of them loses |
+//! | [`data`] | servers with one database, side by side |
 //! | [`site`] | a run of the command: whose turn it is, and what is written when |
 //! | [`cli`] | the command line |
 //!
@@ -37,6 +38,7 @@
 pub mod books;
 pub mod cli;
 pub mod client;
+pub mod data;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;
