@@ -99,7 +99,8 @@ struct Measured {
 pub fn run(order: &Order) -> Result<(), Fault> {
     std::fs::create_dir_all(&order.out).map_err(Fault::of("make the directory of results"))?;
     let binary = match &order.binary {
-        Some(binary) => binary.clone(),
+        // It is not started in this directory.
+        Some(binary) => std::path::absolute(binary).map_err(Fault::of("find ebbtide"))?,
         None => Ebbtide::build()?,
     };
     Contender::build_peers()?;

@@ -55,8 +55,8 @@ async fn main() -> std::io::Result<()> {
                 async move { Connections::open(&options, share).await }
             })
             .service(ready)
-            .service(row)
-            .service(create)
+            .service(read_row)
+            .service(create_item)
     });
     server.workers(workers).listen(listener)?.run().await
 }
@@ -67,14 +67,14 @@ async fn ready() -> HttpResponse {
 }
 
 #[get("/db")]
-async fn row(connections: Data<Connections>) -> actix_web::Result<Json<LabRow>> {
+async fn read_row(connections: Data<Connections>) -> actix_web::Result<Json<LabRow>> {
     let connection = connections.take();
     let row = connection.client.query_one(&connection.row, &[&random_id()]).await;
     Ok(Json(row.map_err(error::ErrorInternalServerError)?.into()))
 }
 
 #[post("/items")]
-async fn create(
+async fn create_item(
     connections: Data<Connections>,
     item: Json<NewItem>,
 ) -> actix_web::Result<HttpResponse> {
