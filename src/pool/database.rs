@@ -46,7 +46,7 @@ impl Database {
     /// of which is prepared once per connection.
     #[cfg_attr(
         not(any(feature = "postgres", feature = "sqlite")),
-        allow(unused_variables, reason = "nobody can call it")
+        allow(unused_variables, clippy::needless_pass_by_value, reason = "nobody can call it")
     )]
     pub fn records(
         &self,
