@@ -215,8 +215,10 @@ impl Control {
             Order::Drain { .. } => self.look_for_elders(now),
             Order::Cancel => {
                 // First: handlers that hear of it drop their tickets.
-                self.cancel_jobs(now);
+                self.name_jobs(now);
+                // Before the jobs end: what a handler answers for want of one is a refusal.
                 self.handle.cancellation().cancel();
+                self.cancel_jobs(now);
             }
             Order::Cut => self.cancel_jobs(now),
             Order::Announce | Order::Resume | Order::Refuse => {}

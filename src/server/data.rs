@@ -34,8 +34,14 @@ impl Server {
 }
 
 impl Control {
-    /// Has every job end, and remembers those that were under way the first time.
+    /// Has every job end; those that were under way the first time are remembered.
     pub(super) fn cancel_jobs(&mut self, now: Instant) {
+        self.name_jobs(now);
+        pools(&self.status.data()).for_each(Pooled::cancel);
+    }
+
+    /// Remembers the jobs that are under way, the first time.
+    pub(super) fn name_jobs(&mut self, now: Instant) {
         let data = self.status.data();
         self.cancelled_jobs.get_or_insert_with(|| {
             let lines = pools(&data).flat_map(|pool| {
@@ -47,7 +53,6 @@ impl Control {
             });
             lines.take(JOBS_NAMED_MAX).collect()
         });
-        pools(&data).for_each(Pooled::cancel);
     }
 }
 
