@@ -28,12 +28,14 @@
 //! | `ledger` | what became of every connection and request: counters with two laws |
 //! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
 //! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
+//! | `pool` | threads that own connections to a database, a bounded queue, tickets; PostgreSQL |
 //! | `app` | the router, health endpoints, and what `ebbtide serve` serves |
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
 //! | `health_check` | the other end: what `ebbtide health-check` asks a server |
-//! | `said` | what errors and panics say, as text |
+//! | `sentry` | panics and failed requests, reported to Sentry (a feature) |
+//! | `said`, `awaited` | what errors and panics say, as text; what a handler waits for |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
 //! # The life of a request
@@ -77,6 +79,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod app;
+mod awaited;
 mod cleanup;
 mod config;
 mod drain;
@@ -86,9 +89,12 @@ mod ledger;
 pub mod logging;
 mod metrics;
 mod os;
+mod pool;
 mod reactor;
 mod report;
 mod said;
+#[cfg(feature = "sentry")]
+pub mod sentry;
 mod server;
 mod signals;
 
@@ -98,22 +104,44 @@ pub use app::{Handler, Methods, Router, any, delete, get, patch, post, put};
 pub use cleanup::{Hook, HookError, HookOutcome, HookReport, HookStage};
 pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{
-    Body, BodyError, ConnectionTracking, HalfClose, IntoResponse, Limits, Request, RequestBody,
-    Response,
+    Body, BodyError, ConnectionTracking, Failure, FailureCause, HalfClose, IntoResponse, Limits,
+    OnFailure, Request, RequestBody, Response,
 };
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
 pub use os::raise_descriptor_limit;
+pub use pool::Database;
+pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
+#[cfg(feature = "postgres")]
+pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
+#[cfg(feature = "redis")]
+pub use pool::{Redis, RedisAddress, RedisAddressError, RedisOptions};
+#[cfg(feature = "sqlite")]
+pub use pool::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
-pub use report::{LostLine, Report};
+pub use report::{JobLine, LostLine, Report};
 pub use server::{
     ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, InheritedListeners, Options,
     Server, ServiceManager, Snapshot, StartError, Workers, inherited_listeners, service_manager,
 };
 pub use signals::{Signals, setup_signal_handlers};
+
+/// The parameters of a statement: owned values that implement `ToSql`.
+///
+/// ```
+/// let params = ebbtide::params![42_i64, "name".to_owned()];
+/// # let _ = params;
+/// ```
+#[cfg(feature = "postgres")]
+#[macro_export]
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        $crate::Params::default()$(.and($value))*
+    };
+}
 
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]
@@ -145,7 +173,15 @@ pub mod internal {
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
     }
+    pub mod pool {
+        pub use crate::pool::{
+            After, Canceller, Pool, PoolLimits, Pooled, Reason, Resource, queue, ticket,
+        };
+    }
     pub mod app {
+        #[cfg(feature = "redis")]
+        pub use crate::app::hits;
+        pub use crate::app::items;
         pub use crate::app::{lab, sample};
     }
     pub mod report {

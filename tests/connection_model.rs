@@ -168,6 +168,7 @@ impl World {
             metrics: RefCell::new(Metrics::new().worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
             hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(1),

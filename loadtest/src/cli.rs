@@ -9,9 +9,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use crate::compare;
 use crate::compare::contender::{CONTENDERS, Contender, Install};
 use crate::compare::measure::Measure;
+use crate::data::{self, Scenario};
 use crate::peer::{NAMES, Peer};
 use crate::root;
-use crate::site::{FAULT, Order, Server, Site};
+use crate::site::{CLEAN, FAULT, Order, Server, Site};
 use crate::target::Way;
 
 /// The whole command line. (clap ends with status 2 for what it does not understand.)
@@ -36,6 +37,59 @@ pub fn command() -> Command {
                 .about("Measures how fast and how small servers are, side by side")
                 .after_help(COMPARED),
         ))
+        .subcommand(data(Command::new("data")))
+}
+
+/// What servers with a database are asked.
+fn data(command: Command) -> Command {
+    let list = |name, default, help| {
+        Arg::new(name).long(name).value_name("LIST").default_value(default).help(help)
+    };
+    command
+        .about("Compares servers with one PostgreSQL database: requests a second, CPU for each")
+        .arg(
+            list("scenarios", "db,items", "What is asked: db (one row read), items (one written)")
+                .value_delimiter(',')
+                .value_parser(Scenario::ALL.map(Scenario::name)),
+        )
+        .arg(
+            list("clients", "1,16,64", "Connections of the load, one measure each")
+                .value_delimiter(',')
+                .value_parser(value_parser!(u32).range(1..=10_000)),
+        )
+        .arg(number("connections", "12", "Each server's connections to the database"))
+        .arg(number("rounds", "3", "How often everything is measured"))
+        .arg(number("seconds", "5", "How long each measure takes"))
+        .arg(
+            Arg::new("binary")
+                .long("binary")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("ebbtide's program; without it, cargo builds the release"),
+        )
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the results go [default: loadtest/results]"),
+        )
+}
+
+fn data_order(matches: &ArgMatches) -> data::Order {
+    let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    let named: Vec<String> =
+        matches.get_many::<String>("scenarios").into_iter().flatten().cloned().collect();
+    let is_asked = |scenario: &Scenario| named.iter().any(|name| name == scenario.name());
+    data::Order {
+        scenarios: Scenario::ALL.into_iter().filter(is_asked).collect(),
+        clients: matches.get_many::<u32>("clients").into_iter().flatten().copied().collect(),
+        connections: get(matches, "connections"),
+        rounds: get(matches, "rounds"),
+        seconds: get(matches, "seconds"),
+        binary: path("binary"),
+        out: path("out").unwrap_or_else(|| root().join(OUT)),
+    }
 }
 
 const STATUSES: &str = "Exit status: 0 nothing lost and all ledgers equal; 1 something lost, or \
@@ -236,6 +290,9 @@ pub fn run(matches: &ArgMatches) -> u8 {
     };
     if name == "compare" {
         return compare::run(comparison(matches)).unwrap_or_else(fault);
+    }
+    if name == "data" {
+        return data::run(&data_order(matches)).map_or_else(fault, |()| CLEAN);
     }
     let servers = match servers(matches) {
         Ok(servers) => servers,

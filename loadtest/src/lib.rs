@@ -23,6 +23,7 @@
 //! | [`restarts`], [`drain`] | the two runs; [`idle`] clients watch the second |
 //! | [`table`], [`results`], [`moments`], [`picture`] | what is told of a run |
 //! | [`sums`] | several servers side by side, and where each of them loses |
+//! | [`data`] | servers with one database, side by side |
 //! | [`site`] | a run of the command: whose turn it is, and what is written when |
 //! | [`compare`] | servers side by side: what a request, a connection and a start cost each |
 //! | [`cli`] | the command line |
@@ -40,6 +41,7 @@ pub mod books;
 pub mod cli;
 pub mod client;
 pub mod compare;
+pub mod data;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;

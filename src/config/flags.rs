@@ -136,7 +136,9 @@ fn config_arg() -> Arg {
 fn arg(key: &Key, flag: &'static str) -> Arg {
     let default = if key.default.is_empty() { "none" } else { key.default };
     let (what, takes) = (key.sentence(), key.kind.range());
-    let help = format!("{what} [default: {default}] [takes: {takes}] [env: {}]", key.variable());
+    let file = key.file_variable().map(|name| format!(" or {name}")).unwrap_or_default();
+    let variable = key.variable();
+    let help = format!("{what} [default: {default}] [takes: {takes}] [env: {variable}{file}]");
     let arg = Arg::new(key.name)
         .long(flag)
         .global(true)

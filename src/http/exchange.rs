@@ -21,8 +21,8 @@ pub struct Exchange {
     pub status: u16,
     pub bytes: u64,
     pub refused: bool,
-    /// Whether its handler waited for the body when the server decided over its head.
-    pub wanted_body: bool,
+    /// What its handler waited for when its response's head was decided.
+    pub handler_waited_for: &'static str,
     /// Where its last byte lies in the connection's output, once hyper has written it.
     pub mark: Option<u64>,
     pub route: Option<Rc<Route>>,
@@ -45,7 +45,7 @@ impl Exchange {
             status: 0,
             bytes: 0,
             refused: false,
-            wanted_body: false,
+            handler_waited_for: hold::HANDLER,
             mark: None,
             route: None,
             id: None,

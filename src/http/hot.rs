@@ -9,9 +9,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use http::StatusCode;
 use hyper::server::conn::http1;
 
 use super::connection::Means;
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{Flow, Frame};
 use super::hold::{self, Why};
 use super::limits::{HIBERNATE_AFTER, HOT_MAX};
@@ -425,12 +427,15 @@ impl<T: Transport> Hot<T> {
         }
         if error.is_user() {
             let (method, path) = self.flow.target();
+            let what = chain(error);
             log::error!(
                 event_type = "response_failed",
                 method = method.as_str(),
                 path = path.as_str();
-                "a response body failed: {}", chain(error)
+                "a response body failed: {what}"
             );
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            tell_failure(&self.flow, status, FailureCause::Body(&what));
             if self.flow.is_close_delimited.get() {
                 return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
             }

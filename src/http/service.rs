@@ -23,11 +23,13 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::{Body, RequestBody};
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{BodyOwner, Flow, Frame, Splice};
 use super::message::{IntoResponse, Request, Response};
 use super::site::{Mode, Site};
 use super::tracking::{ConnectionTracking, TrackedBody, TrackedFuture};
 use super::verdict::Verdict;
+use crate::awaited;
 use crate::ledger::RejectedCode;
 use crate::said::panic_message;
 
@@ -347,6 +349,11 @@ impl CallFuture {
             // From now on a request that waits is listed as waiting.
             self.flow.site().watch.returned();
         }
+        // Taken in any case: what one handler leaves is not for the next.
+        let awaited = awaited::take();
+        if matches!(polled, Ok(Poll::Pending)) {
+            self.flow.awaited.set(awaited);
+        }
         let response = match polled {
             Ok(poll) => ready!(poll),
             Err(panic) => panicked(&self.flow, &*panic),
@@ -389,6 +396,9 @@ impl Future for CallFuture {
             flow.close_announced.set(true);
         }
         // A handler may have a say of its own in how the connection goes on.
+        if response.status().is_server_error() && !flow.has_panicked.get() {
+            tell_failure(flow, response.status(), FailureCause::Status);
+        }
         let advertises = flow.persists.get()
             && mode == Mode::Serving
             && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
@@ -432,6 +442,7 @@ fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
 
 pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
     let what = panic_message(panic);
+    tell_failure(flow, StatusCode::INTERNAL_SERVER_ERROR, FailureCause::Panic(what));
     let (method, path) = flow.target();
     log::error!(
         event_type = "handler_panicked",

@@ -27,6 +27,7 @@ use crate::reactor::mailbox::Mailbox;
 use crate::reactor::slots::Token;
 use crate::reactor::socket::Readiness;
 use crate::reactor::turn::{Host, Key, earliest};
+use crate::report::JobLine;
 use crate::signals::{Caught, Signals};
 
 /// What control is told.
@@ -89,6 +90,8 @@ pub struct Control {
     pub cleanup: Cleanup,
     /// How many of its reports have been told.
     pub hooks_told: usize,
+    /// What the databases were doing when it was cancelled; `Some` from then on.
+    pub cancelled_jobs: Option<Vec<JobLine>>,
     /// When each phase after the first began.
     pub phases: Vec<(Phase, Instant)>,
     pub reason: String,
@@ -210,8 +213,15 @@ impl Control {
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Drain { .. } => self.look_for_elders(now),
-            Order::Cancel => self.handle.cancellation().cancel(),
-            Order::Announce | Order::Resume | Order::Refuse | Order::Cut => {}
+            Order::Cancel => {
+                // First: handlers that hear of it drop their tickets.
+                self.name_jobs(now);
+                // Before the jobs end: what a handler answers for want of one is a refusal.
+                self.handle.cancellation().cancel();
+                self.cancel_jobs(now);
+            }
+            Order::Cut => self.cancel_jobs(now),
+            Order::Announce | Order::Resume | Order::Refuse => {}
             Order::CleanUp => self.clean_up(now),
             Order::Stop => self.verdict = Some(Verdict::Stopped),
             Order::Quit(status) => self.verdict = Some(Verdict::Quit(status)),
@@ -381,6 +391,7 @@ impl Control {
             counts: self.status.counts(),
             other_work: self.handle.other_work(),
             hooks: self.cleanup.running(now),
+            data: self.status.data(),
         }
     }
 

@@ -3,6 +3,7 @@
 mod address;
 mod closing;
 mod control;
+mod data;
 mod dealer;
 mod elders;
 pub(crate) mod endpoint;
@@ -125,6 +126,7 @@ impl Server {
                 metrics: metrics.clone(),
                 half_close: options.client_half_close,
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
+                on_failure: options.on_failure.clone(),
                 id_prefix: prefix.wrapping_add(index),
                 shutdown: handle.cancellation(),
             };
@@ -204,6 +206,7 @@ impl Server {
         let workers = self.options.workers.count();
         let entered = self.reactor.enter(blocking.clone());
         let mut control = self.control()?;
+        self.add_closing_hooks();
         let started = if workers == 0 {
             self.start_here(&mut control, &capacity)
         } else {
@@ -253,6 +256,7 @@ impl Server {
             handle: self.shutdown_handle(),
             cleanup: Cleanup::default(),
             hooks_told: 0,
+            cancelled_jobs: None,
             phases: Vec::new(),
             reason: String::new(),
             at_shutdown: Counts::default(),
@@ -276,6 +280,7 @@ impl Server {
                 metrics: Metrics::new(),
                 half_close: HalfClose::Cancel,
                 access_log: AccessLog::Off,
+                on_failure: None,
                 id_prefix: 0,
                 shutdown: self.shutdown_handle().cancellation(),
             };

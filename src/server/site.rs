@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::app::Router;
+use crate::http::OnFailure;
 use crate::http::limits::Limits;
 use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
@@ -21,6 +22,7 @@ pub struct SiteSetup {
     pub watch: Arc<Watch>,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    pub on_failure: Option<OnFailure>,
     pub half_close: HalfClose,
     pub id_prefix: u64,
     pub shutdown: CancellationToken,
@@ -36,6 +38,7 @@ impl SiteSetup {
             metrics: RefCell::new(self.metrics.worker()),
             answered: RefCell::default(),
             access_log: self.access_log,
+            on_failure: self.on_failure,
             hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(self.id_prefix),

@@ -5,6 +5,7 @@
 //! shutdown can go.
 
 mod client;
+mod failures;
 mod gate;
 mod support;
 

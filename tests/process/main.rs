@@ -36,6 +36,9 @@ mod proxies;
 mod refusals;
 mod report;
 mod scripts;
+#[allow(dead_code, reason = "tests/data wants the rest")]
+#[path = "../support/mod.rs"]
+mod services;
 mod signals;
 mod support;
 mod timing;

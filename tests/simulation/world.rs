@@ -480,6 +480,7 @@ impl Worker {
             metrics: RefCell::new(stage.metrics.worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
             hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(1),

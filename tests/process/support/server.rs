@@ -95,6 +95,8 @@ impl Launch {
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
+        // Few tests want a database; those that do say which.
+        command.env("DATABASE_URL", "off");
         if let Some(listen) = &self.listen {
             command.env("LISTEN", listen).env("ADMIN_LISTEN", "127.0.0.1:0");
         }
