@@ -50,6 +50,7 @@ def logged(path, pattern):
 def start_server(binary, directory, running):
     log = os.path.join(directory, "server.log")
     settings = {"LISTEN": "127.0.0.1:0", "ADMIN_LISTEN": "127.0.0.1:0", "LOG_FORMAT": "json"}
+    settings["DATABASE_URL"] = "sqlite::memory:"
     with open(log, "w", encoding="utf-8") as stderr:
         running.append(subprocess.Popen([os.path.abspath(binary)], env=settings, stderr=stderr))
     pattern = r'"listen":"([^"]+)"'

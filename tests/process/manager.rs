@@ -77,6 +77,7 @@ fn a_start_takes_milliseconds_and_little_memory() {
     for _ in 0..20 {
         let manager = Manager::new("notify-start");
         let launch = Launch::new().env("NOTIFY_SOCKET", manager.path.display());
+        let launch = launch.env("DATABASE_URL", "sqlite::memory:");
         let began = Instant::now();
         let server = launch.start_with(|| {
             manager.next_with("READY=1");

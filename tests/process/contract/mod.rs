@@ -180,7 +180,7 @@ fn the_proxies_wait_longer_than_requests_and_let_connections_go_earlier() {
 
 /// All that the server measures: each metric's series, and of a histogram those it is made of.
 fn live_metrics() -> BTreeMap<String, Vec<String>> {
-    let server = Launch::new().start();
+    let server = Launch::new().env("DATABASE_URL", "sqlite::memory:").start();
     assert_eq!(server.connect().get("/json").status, 200);
     until("the first requests to be counted", SOON, || {
         server.metrics().contains("http_requests_total{").then_some(())
