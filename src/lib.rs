@@ -134,10 +134,13 @@ pub mod internal {
         pub use crate::os::{drop_syns, steer_to_successor, unsteer};
     }
     pub mod reactor {
-        pub use crate::reactor::{mailbox, slots, socket, timer, turn};
+        pub use crate::reactor::{blocking, listener, mailbox, slots, socket, timer, turn};
     }
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
+    }
+    pub mod server {
+        pub use crate::server::{endpoint, entrance, site};
     }
     pub mod app {
         pub use crate::app::{lab, sample};

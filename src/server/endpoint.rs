@@ -4,6 +4,7 @@
 //! a run is the connection's business, when it runs is the endpoint's.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,12 +67,17 @@ struct Slot<S: Transport + 'static> {
 /// What control tells its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Lame duck: responses announce the close.
     Announce,
     /// The shutdown was taken back.
     Resume,
+    /// Retire the listeners, and treat each connection by its state.
     Drain(Grace),
+    /// Tell the handlers to come to an end.
     Cancel,
+    /// Answer 503 where there is no response head yet.
     Refuse,
+    /// End what is left.
     Cut,
     /// No older server shares our ports.
     Lead,
@@ -98,6 +104,8 @@ impl Endpoint {
 }
 
 impl<L: Acceptor> Endpoint<L> {
+    /// Without listeners yet. Keys of its connections will be in `space`, those of its listeners in
+    /// the next.
     pub fn new(
         space: u8,
         site: Site,
@@ -144,6 +152,7 @@ impl<L: Acceptor> Endpoint<L> {
         key.space() == self.space || key.space() == self.space + 1
     }
 
+    /// Readiness came for `key`, which may be stale.
     pub fn ready(&mut self, key: Key, readiness: Readiness) {
         if key.space() != self.space {
             self.entrance.ready(key.token().index());
@@ -154,16 +163,19 @@ impl<L: Acceptor> Endpoint<L> {
         enqueue(&mut self.runnable, slot, key.token());
     }
 
+    /// The task behind `key` was woken; the key may be stale.
     pub fn woken(&mut self, key: Key) {
         if let Some(slot) = self.slots.get_mut(key.token()) {
             enqueue(&mut self.runnable, slot, key.token());
         }
     }
 
+    /// Whether something is to be done that no event will announce.
     pub fn is_busy(&self) -> bool {
         !self.runnable.is_empty() || self.entrance.is_busy(self.site.now.get())
     }
 
+    /// When [`expire`](Self::expire) is due.
     pub fn deadline(&self) -> Option<Instant> {
         let wheel = self.wheel.next().map(|tick| self.wheel.instant_of(tick));
         let flush =
@@ -171,6 +183,7 @@ impl<L: Acceptor> Endpoint<L> {
         earliest(earliest(wheel, self.entrance.deadline()), flush)
     }
 
+    /// Makes those runnable whose deadlines are due.
     pub fn expire(&mut self, now: Instant) {
         let tick = self.wheel.now_tick(now);
         let mut due = std::mem::take(&mut self.due);
@@ -444,6 +457,13 @@ impl Command {
             Order::Cut => Some(Command::Cut),
             Order::CleanUp | Order::Stop | Order::Quit(_) => None,
         }
+    }
+}
+
+impl<L: Acceptor> fmt::Debug for Endpoint<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut endpoint = f.debug_struct("Endpoint");
+        endpoint.field("connections", &self.slots.len()).finish_non_exhaustive()
     }
 }
 
