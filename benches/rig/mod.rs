@@ -45,10 +45,9 @@ async fn echo(mut request: Request) -> Response {
     }
 }
 
-/// A request as a browser's plainer cousin sends it: the three fields that wrk and its like send.
+/// The request that wrk and other load generators send.
 pub fn get_request(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nAccept: */*\r\nUser-Agent: rig\r\n\r\n")
-        .into_bytes()
+    format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n").into_bytes()
 }
 
 /// A request with `body`.
