@@ -26,24 +26,47 @@ use rig::{Client, HELLO, Rig, get_request, post_request, router};
 /// Something to be counted.
 struct Work {
     name: &'static str,
-    /// Requests that arrive together, and are served in one turn.
-    at_once: usize,
+    /// Connections that have something to read in each turn.
+    clients: usize,
+    /// Requests that each of them finds.
+    pipelined: usize,
     request: fn() -> Vec<u8>,
 }
 
+impl Work {
+    /// Requests of a turn.
+    fn requests(&self) -> usize {
+        self.clients * self.pipelined
+    }
+}
+
+#[rustfmt::skip]
 const WORKS: &[Work] = &[
-    Work { name: "plain function", at_once: 1, request: || get_request("/plain") },
-    Work { name: "async function", at_once: 1, request: || get_request("/later") },
-    Work { name: "POST of 13 bytes", at_once: 1, request: || post_request("/echo", HELLO) },
-    Work { name: "16 pipelined", at_once: 16, request: || get_request("/plain") },
-    Work { name: "a turn without work", at_once: 0, request: Vec::new },
+    Work { name: "plain function, alone in its turn", clients: 1, pipelined: 1, request: plain },
+    Work { name: "plain function, 64 connections", clients: 64, pipelined: 1, request: plain },
+    Work { name: "async function, 64 connections", clients: 64, pipelined: 1, request: later },
+    Work { name: "POST of 13 bytes, 64 connections", clients: 64, pipelined: 1, request: echo },
+    Work { name: "plain function, 16 pipelined", clients: 1, pipelined: 16, request: plain },
+    Work { name: "a turn without work", clients: 0, pipelined: 0, request: Vec::new },
 ];
+
+fn plain() -> Vec<u8> {
+    get_request("/plain")
+}
+
+fn later() -> Vec<u8> {
+    get_request("/later")
+}
+
+fn echo() -> Vec<u8> {
+    post_request("/echo", HELLO)
+}
 
 /// By how much a figure may change unnoticed, in percent.
 const TOLERANCE: f64 = 3.0;
 
 /// Turns of the short run. The long one takes five times as many.
-const TURNS: usize = 200;
+const TURNS: usize = 50;
 
 /// Each run is counted so often and the smallest count taken: hyper writes the date anew when a
 /// second has begun, and nothing else depends on the time.
@@ -52,20 +75,20 @@ const COUNTS: usize = 3;
 /// Serves `turns` times what `work` is.
 fn serve(work: &Work, turns: usize) {
     let mut rig = Rig::new(router());
-    let client = rig.connect();
+    let clients: Vec<Client> = (0..work.clients).map(|_| rig.connect()).collect();
     rig.settle();
-    let bytes = (work.request)().repeat(work.at_once);
-    counted_turns(&mut rig, client, &bytes, turns);
+    let bytes = (work.request)().repeat(work.pipelined);
+    counted_turns(&mut rig, &clients, &bytes, turns);
     let answered = rig.counts().finished[0];
-    assert_eq!(answered, (work.at_once * turns) as u64, "requests that were answered");
+    assert_eq!(answered, (work.requests() * turns) as u64, "requests that were answered");
 }
 
 /// All that callgrind counts: it goes by the name.
 #[inline(never)]
-fn counted_turns(rig: &mut Rig, client: Client, bytes: &[u8], turns: usize) {
+fn counted_turns(rig: &mut Rig, clients: &[Client], bytes: &[u8], turns: usize) {
     for _ in 0..turns {
-        if !bytes.is_empty() {
-            rig.send(client, bytes);
+        for client in clients {
+            rig.send(*client, bytes);
         }
         rig.settle();
     }
@@ -97,7 +120,7 @@ fn count(work: usize, turns: usize) -> u64 {
 fn measure(work: usize) -> u64 {
     let short = count(work, TURNS);
     let long = count(work, 5 * TURNS);
-    let requests = 4 * TURNS * WORKS[work].at_once.max(1);
+    let requests = 4 * TURNS * WORKS[work].requests().max(1);
     (long - short) / requests as u64
 }
 
