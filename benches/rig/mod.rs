@@ -71,6 +71,10 @@ struct Link {
     inbound: VecDeque<u8>,
     /// Bytes of `inbound` that come again whenever it has been read empty: an endless upload.
     endless: &'static [u8],
+    /// Bytes that the server has read.
+    read: u64,
+    /// Bytes of both ways that [`Rig::moved`] has told of.
+    moved: u64,
     /// Bytes that the server wrote, and how many of them [`Rig::received`] has told of.
     written: u64,
     told: u64,
@@ -111,15 +115,18 @@ impl Wire {
 impl Read for Wire {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.with(|link| {
+            // Never a short read, which would mean that nothing is left.
+            while !link.endless.is_empty() && link.inbound.len() < buf.len() {
+                link.inbound.extend(link.endless);
+            }
             if link.inbound.is_empty() {
-                if !link.endless.is_empty() {
-                    let count = buf.len().min(link.endless.len());
-                    buf[..count].copy_from_slice(&link.endless[..count]);
-                    return Ok(count);
-                }
                 return if link.is_finished { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
             }
-            link.inbound.read(buf)
+            // A queue is read in two pieces when it wraps around.
+            let first = link.inbound.read(buf)?;
+            let count = first + link.inbound.read(&mut buf[first..])?;
+            link.read += count as u64;
+            Ok(count)
         })
     }
 }
@@ -417,6 +424,15 @@ impl Rig {
         NET.with_borrow_mut(|net| {
             let link = &mut net.links[client.0 as usize];
             link.written - std::mem::replace(&mut link.told, link.written)
+        })
+    }
+
+    /// How many bytes the client and the server have exchanged since this was last asked.
+    pub fn moved(&mut self, client: Client) -> u64 {
+        NET.with_borrow_mut(|net| {
+            let link = &mut net.links[client.0 as usize];
+            let moved = link.written + link.read;
+            moved - std::mem::replace(&mut link.moved, moved)
         })
     }
 
