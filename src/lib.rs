@@ -140,7 +140,8 @@ pub mod internal {
         pub use crate::http::{connection, service, site, watch, wire};
     }
     pub mod server {
-        pub use crate::server::{endpoint, entrance, site};
+        pub use crate::server::entrance::Capacity;
+        pub use crate::server::{endpoint, site};
     }
     pub mod app {
         pub use crate::app::{lab, sample};

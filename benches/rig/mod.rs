@@ -5,6 +5,7 @@
 //! runs do exactly the same.
 
 #![allow(dead_code, reason = "each bench and test uses a part of it")]
+#![allow(clippy::unused_self, reason = "links are the rig's, though sockets must find them alone")]
 #![allow(clippy::missing_panics_doc, reason = "a panic here fails the bench or test")]
 
 use std::cell::RefCell;
@@ -19,12 +20,12 @@ use ebbtide::internal::reactor::blocking::Pool;
 use ebbtide::internal::reactor::listener::{Accepted, Acceptor};
 use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};
 use ebbtide::internal::reactor::turn::{Host, Key, Reactor};
+use ebbtide::internal::server::Capacity;
 use ebbtide::internal::server::endpoint::{Command, Endpoint};
-use ebbtide::internal::server::entrance::Capacity;
 use ebbtide::internal::server::site::SiteSetup;
 use ebbtide::{
-    CancellationToken, ConnectionState, Counts, HalfClose, IntoResponse, Ledger, Limits, Request, Response,
-    Router, get, post,
+    CancellationToken, ConnectionState, Counts, HalfClose, IntoResponse, Ledger, Limits, Request,
+    Response, Router, get, post,
 };
 
 /// What the rig's routes answer with: the commonest small response.
@@ -78,25 +79,22 @@ struct Link {
     /// Bytes that the server wrote, and how many of them [`Rig::received`] has told of.
     written: u64,
     told: u64,
-    /// The last of them, when the rig keeps them.
-    text: Vec<u8>,
     /// Where readiness is to be announced.
     key: Option<Key>,
-    /// Which direction is at its end.
+    /// Whether the client has closed.
     is_finished: bool,
-    is_shut: bool,
-    is_closed: bool,
 }
 
 /// What the kernel would have.
 #[derive(Default)]
 struct Net {
     links: Vec<Link>,
+    /// How many of them have been given to clients.
+    connected: usize,
     /// To be accepted.
     queue: VecDeque<u32>,
     /// To be announced with the next turn.
     events: Vec<(Key, Readiness)>,
-    keeps_text: bool,
 }
 
 thread_local! {
@@ -120,7 +118,11 @@ impl Read for Wire {
                 link.inbound.extend(link.endless);
             }
             if link.inbound.is_empty() {
-                return if link.is_finished { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+                return if link.is_finished {
+                    Ok(0)
+                } else {
+                    Err(io::ErrorKind::WouldBlock.into())
+                };
             }
             // A queue is read in two pieces when it wraps around.
             let first = link.inbound.read(buf)?;
@@ -133,13 +135,7 @@ impl Read for Wire {
 
 impl Write for Wire {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        NET.with_borrow_mut(|net| {
-            let link = &mut net.links[self.0 as usize];
-            link.written += buf.len() as u64;
-            if net.keeps_text {
-                link.text.extend_from_slice(buf);
-            }
-        });
+        self.with(|link| link.written += buf.len() as u64);
         Ok(buf.len())
     }
 
@@ -154,7 +150,6 @@ impl Write for Wire {
 
 impl Transport for Wire {
     fn shutdown_write(&self) -> io::Result<()> {
-        self.with(|link| link.is_shut = true);
         Ok(())
     }
 
@@ -167,10 +162,7 @@ impl Transport for Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.with(|link| {
-            link.is_closed = true;
-            link.key = None;
-        });
+        self.with(|link| link.key = None);
     }
 }
 
@@ -216,13 +208,11 @@ impl Acceptor for Door {
     fn turn_away(&mut self) {}
 
     fn accept(&mut self, _now: Instant) -> Accepted<Wire> {
-        match NET.with_borrow_mut(|net| net.queue.pop_front()) {
-            Some(index) => Accepted::Connection(Wire(index), Peer::LOCAL),
-            None => {
-                self.is_ready = false;
-                Accepted::Nothing
-            }
-        }
+        let Some(index) = NET.with_borrow_mut(|net| net.queue.pop_front()) else {
+            self.is_ready = false;
+            return Accepted::Nothing;
+        };
+        Accepted::Connection(Wire(index), Peer::LOCAL)
     }
 }
 
@@ -320,24 +310,19 @@ impl Rig {
         Rig { worker, reactor, ledger, _entered: Box::new(entered) }
     }
 
-    /// Has it keep what clients are sent, for [`text`](Rig::text).
-    pub fn keep_text(&mut self) {
-        NET.with_borrow_mut(|net| net.keeps_text = true);
-    }
-
-    /// Makes room for so many clients, so that connecting them allocates nothing of the rig's.
-    pub fn reserve(&mut self, clients: usize) {
-        NET.with_borrow_mut(|net| {
-            net.links.reserve_exact(clients);
-            net.queue.reserve_exact(clients.min(10_000));
-        });
+    /// Makes the links of so many clients, so that connecting them takes no memory of the rig's.
+    pub fn prepare(&mut self, clients: usize) {
+        NET.with_borrow_mut(|net| net.links.resize_with(net.connected + clients, Link::default));
     }
 
     /// A client that will be accepted in the next turn.
     pub fn connect(&mut self) -> Client {
         let (index, is_first) = NET.with_borrow_mut(|net| {
-            let index = u32::try_from(net.links.len()).expect("fewer clients");
-            net.links.push(Link::default());
+            let index = u32::try_from(net.connected).expect("fewer clients");
+            net.connected += 1;
+            if net.links.len() < net.connected {
+                net.links.push(Link::default());
+            }
             net.queue.push_back(index);
             (index, net.queue.len() == 1)
         });
@@ -345,6 +330,15 @@ impl Rig {
             self.worker.endpoint.ready(self.worker.listener, Readiness::READABLE);
         }
         Client(index)
+    }
+
+    /// Gives back the memory in which the client's bytes were queued.
+    pub fn forget(&mut self, client: Client) {
+        NET.with_borrow_mut(|net| {
+            let link = &mut net.links[client.0 as usize];
+            assert!(link.inbound.is_empty(), "the server has not read all");
+            link.inbound = VecDeque::new();
+        });
     }
 
     /// The client sends; the server hears of it in the next turn.
@@ -433,20 +427,6 @@ impl Rig {
             let link = &mut net.links[client.0 as usize];
             let moved = link.written + link.read;
             moved - std::mem::replace(&mut link.moved, moved)
-        })
-    }
-
-    /// All that the client was sent, if it was kept.
-    pub fn text(&self, client: Client) -> String {
-        let bytes = NET.with_borrow(|net| net.links[client.0 as usize].text.clone());
-        String::from_utf8(bytes).expect("the rig's routes answer with text")
-    }
-
-    /// Whether the server sent FIN, and whether it closed its end.
-    pub fn was_finished(&self, client: Client) -> (bool, bool) {
-        NET.with_borrow(|net| {
-            let link = &net.links[client.0 as usize];
-            (link.is_shut, link.is_closed)
         })
     }
 

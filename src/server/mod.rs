@@ -6,7 +6,7 @@ mod control;
 mod dealer;
 mod elders;
 pub mod endpoint;
-pub mod entrance;
+pub(crate) mod entrance;
 mod error;
 mod handle;
 mod holders;
