@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::balance::{Balance, Fresh, Give};
 use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::holders::HOLDS_MAX;
@@ -35,8 +36,10 @@ pub struct Endpoint<L: Acceptor = Listener> {
     registrar: L::Registrar,
     capacity: Arc<Capacity>,
     entrance: Entrance<L>,
-    /// Whether connections may come that control has accepted.
-    is_dealt_to: bool,
+    /// Who may still send connections that it has accepted.
+    sources: Vec<Source>,
+    /// `Some` beside other workers.
+    balance: Option<Balance<L::Stream>>,
     slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
@@ -64,6 +67,15 @@ struct Slot<S: Transport + 'static> {
     queued: bool,
 }
 
+/// Who sends a worker connections that it has accepted itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From a queue that all workers share.
+    Control,
+    /// Another worker, which would have more than its share.
+    Worker(usize),
+}
+
 /// What control tells its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -81,8 +93,8 @@ pub enum Command {
     Cut,
     /// No older server shares our ports.
     Lead,
-    /// Control's listeners are closed: no connection comes from there any more.
-    DealingDone,
+    /// No accepted connection comes from there any more.
+    DealingDone(Source),
     /// Tidy up the thread's heap: memory is going to be given back.
     Consolidate,
     /// End the thread.
@@ -119,7 +131,8 @@ impl<L: Acceptor> Endpoint<L> {
             registrar,
             capacity,
             entrance: Entrance::default(),
-            is_dealt_to: false,
+            sources: Vec::new(),
+            balance: None,
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
             runnable: VecDeque::new(),
@@ -142,9 +155,21 @@ impl<L: Acceptor> Endpoint<L> {
         Key::new(self.space + 1, Token::from_bits(self.entrance.len() as u64))
     }
 
-    /// Has it wait for [`Command::DealingDone`] before it is quiet.
-    pub fn expect_dealing(&mut self) {
-        self.is_dealt_to = true;
+    /// Has it wait for [`Command::DealingDone`] of `source` before it is quiet.
+    pub fn expect(&mut self, source: Source) {
+        self.sources.push(source);
+    }
+
+    /// Has it count its connections beside those of other workers.
+    pub(super) fn balance(&mut self, balance: Balance<L::Stream>) {
+        self.balance = Some(balance);
+    }
+
+    /// The others can be given connections from now on, until the drain.
+    pub(super) fn begin_balancing(&mut self, give: Give<L::Stream>) {
+        if let Some(balance) = &mut self.balance {
+            balance.begin(give);
+        }
     }
 
     /// Whether `key` is of one of its spaces.
@@ -228,7 +253,7 @@ impl<L: Acceptor> Endpoint<L> {
     /// Whether its listeners are retired and its connections gone, those included that control has
     /// accepted for it.
     pub fn is_quiet(&self) -> bool {
-        self.entrance.is_closed() && !self.is_dealt_to && self.slots.is_empty()
+        self.entrance.is_closed() && self.sources.is_empty() && self.slots.is_empty()
     }
 
     /// Does what control says.
@@ -239,6 +264,7 @@ impl<L: Acceptor> Endpoint<L> {
             Command::Resume => self.enter(Mode::Serving),
             Command::Drain(grace) => {
                 self.enter(Mode::Draining { since: now, grace: self.spread(grace) });
+                self.end_balancing();
                 self.entrance.retire(now);
                 self.run_all(Connection::recheck);
             }
@@ -253,6 +279,7 @@ impl<L: Acceptor> Endpoint<L> {
                 self.run_all(Connection::refuse);
             }
             Command::Cut => {
+                self.end_balancing();
                 self.entrance.cut();
                 let tokens: Vec<Token> = self.slots.tokens().collect();
                 for token in tokens {
@@ -263,7 +290,7 @@ impl<L: Acceptor> Endpoint<L> {
                 }
             }
             Command::Lead => self.entrance.lead(),
-            Command::DealingDone => self.is_dealt_to = false,
+            Command::DealingDone(source) => self.sources.retain(|other| *other != source),
             Command::Consolidate => consolidate_heap(),
             Command::Leave => {}
         }
@@ -319,17 +346,40 @@ impl<L: Acceptor> Endpoint<L> {
     fn accept(&mut self, now: Instant) {
         let mut entrance = std::mem::take(&mut self.entrance);
         let capacity = Arc::clone(&self.capacity);
-        entrance.accept(now, &capacity, |stream, peer, seat| self.open(stream, peer, seat));
+        entrance.accept(now, &capacity, |stream, peer, seat| {
+            let fresh = (stream, peer, seat);
+            let kept = match &self.balance {
+                Some(balance) => balance.keep(fresh),
+                None => Some(fresh),
+            };
+            if let Some(fresh) = kept {
+                self.open(fresh);
+            }
+        });
         self.entrance = entrance;
     }
 
     /// Takes a connection that control has accepted.
     pub fn take(&mut self, stream: L::Stream, peer: Peer, seat: Seat, now: Instant) {
-        self.site.now.set(now);
-        self.open(stream, peer, seat);
+        if let Some(balance) = &self.balance {
+            balance.opened();
+        }
+        self.take_given((stream, peer, seat), now);
     }
 
-    fn open(&mut self, mut stream: L::Stream, peer: Peer, seat: Seat) {
+    /// Takes a connection that another worker has accepted.
+    pub(super) fn take_given(&mut self, fresh: Fresh<L::Stream>, now: Instant) {
+        self.site.now.set(now);
+        self.open(fresh);
+    }
+
+    fn end_balancing(&mut self) {
+        if let Some(balance) = &mut self.balance {
+            balance.end();
+        }
+    }
+
+    fn open(&mut self, (mut stream, peer, seat): Fresh<L::Stream>) {
         self.site.ledger.opened();
         let token = self.slots.insert(Slot {
             // A placeholder's place is needed before the key is known: register, then store.
@@ -416,6 +466,9 @@ impl<L: Acceptor> Endpoint<L> {
         self.wheel.cancel(token.index());
         self.site.ledger.closed(slot.booked, outcome);
         drop(slot);
+        if let Some(balance) = &self.balance {
+            balance.closed();
+        }
         self.capacity.give_back();
         self.entrance.resume();
     }

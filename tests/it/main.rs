@@ -42,6 +42,7 @@ mod cancellation;
 
 mod truncated;
 
+mod balance;
 mod health;
 
 mod connections;
