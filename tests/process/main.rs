@@ -22,6 +22,7 @@
 mod admin;
 mod clients;
 mod cost;
+mod crowd;
 mod drain;
 mod embedded;
 mod hooks;
