@@ -37,8 +37,8 @@
 //!
 //! # The life of a request
 //!
-//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`), or gives
-//! it to a worker that has fewer (`server/balance`); from a queue that all workers share control
+//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`), or has
+//! a worker take it that has fewer (`server/balance`); from a queue that all workers share control
 //! accepts and deals them out (`server/dealer`). While it is
 //! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
 //! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,

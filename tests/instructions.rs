@@ -2,9 +2,9 @@
 //! exactly where time does not. Counted by callgrind over sockets that are memory, in the release
 //! build.
 //!
-//! Each figure is the difference between a long and a short run of the same work, so that what
-//! the first requests cost is not in it. They are compared with `tests/instructions.txt`. A change of more
-//! than [`TOLERANCE`], up or down, fails until the table says it:
+//! Each figure is the difference between a long and a short run of the same work, so that what the
+//! first requests cost is not in it. They are compared with `tests/instructions.txt`. A change of
+//! more than [`TOLERANCE`], up or down, fails until the table says it:
 //!
 //! ```sh
 //! UPDATE=1 cargo test --release --test instructions
