@@ -40,8 +40,9 @@
 //!
 //! # The life of a request
 //!
-//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`); from a
-//! queue that all workers share control accepts and deals them out (`server/dealer`). While it is
+//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`), or has
+//! a worker take it that has fewer (`server/balance`); from a queue that all workers share control
+//! accepts and deals them out (`server/dealer`). While it is
 //! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
 //! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,
 //! `http/wire`), parses the head and calls our service (`http/service`), which refuses what is no
@@ -165,7 +166,7 @@ pub mod internal {
         pub use crate::os::{drop_syns, steer_to_successor, unsteer};
     }
     pub mod reactor {
-        pub use crate::reactor::{mailbox, slots, socket, timer, turn};
+        pub use crate::reactor::{blocking, listener, mailbox, slots, socket, timer, turn};
     }
     pub mod health_check {
         pub use crate::health_check::*;
@@ -177,6 +178,10 @@ pub mod internal {
         pub use crate::pool::{
             After, Canceller, Pool, PoolLimits, Pooled, Reason, Resource, queue, ticket,
         };
+    }
+    pub mod server {
+        pub use crate::server::entrance::Capacity;
+        pub use crate::server::{endpoint, site};
     }
     pub mod app {
         #[cfg(feature = "redis")]

@@ -99,6 +99,11 @@ impl Status {
         sum
     }
 
+    /// The books of each worker.
+    pub fn workers(&self) -> impl Iterator<Item = Counts> {
+        self.ledgers.iter().map(|ledger| ledger.counts())
+    }
+
     pub fn set_shutdown(&self, facts: ShutdownFacts) {
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = facts;
     }

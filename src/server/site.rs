@@ -14,21 +14,32 @@ use crate::metrics::Metrics;
 use crate::reactor::cancel::CancellationToken;
 
 /// A site's parts. Unlike the site, it can be sent to another thread.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SiteSetup {
+    /// What a client may send, and how slowly.
     pub limits: Limits,
+    /// What answers the requests.
     pub router: Router,
+    /// The worker's books.
     pub ledger: Arc<Ledger>,
+    /// What the worker is working on, for control to read.
     pub watch: Arc<Watch>,
+    /// The process's; the site has the worker's share of them.
     pub metrics: Metrics,
+    /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// Who is told of failures.
     pub on_failure: Option<OnFailure>,
+    /// What a client's FIN means for its request.
     pub half_close: HalfClose,
+    /// Of the ids of requests that brought none.
     pub id_prefix: u64,
+    /// Fires when handlers are to come to an end.
     pub shutdown: CancellationToken,
 }
 
 impl SiteSetup {
+    /// On the worker's thread, whose clock says `now`.
     pub fn into_site(self, now: Instant) -> Site {
         Site {
             builder: builder(&self.limits),

@@ -43,6 +43,7 @@ mod cancellation;
 
 mod truncated;
 
+mod balance;
 mod health;
 
 mod connections;

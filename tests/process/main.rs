@@ -24,6 +24,7 @@ mod clients;
 mod confined;
 mod contract;
 mod cost;
+mod crowd;
 mod drain;
 mod embedded;
 mod health_check;
