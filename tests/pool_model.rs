@@ -40,6 +40,8 @@ enum QueueStep {
     Pop(u64),
     LieDown(u64, Sleep),
     Rise(u64),
+    /// Has a turn, in which so many jobs come.
+    Turn(u64, usize),
     /// Gives up the waiting job at this place, if there is one.
     GiveUp(usize),
     Sweep,
@@ -53,7 +55,8 @@ fn queue_step() -> impl Strategy<Value = QueueStep> {
         4 => thread.clone().prop_map(QueueStep::Pop),
         3 => thread.clone().prop_map(|thread| QueueStep::LieDown(thread, Sleep::Idle)),
         2 => thread.clone().prop_map(|thread| QueueStep::LieDown(thread, Sleep::Occupied)),
-        1 => thread.prop_map(QueueStep::Rise),
+        1 => thread.clone().prop_map(QueueStep::Rise),
+        2 => (thread, 0..3_usize).prop_map(|(thread, jobs)| QueueStep::Turn(thread, jobs)),
         2 => (0..LENGTH).prop_map(QueueStep::GiveUp),
         1 => Just(QueueStep::Sweep),
         1 => Just(QueueStep::Close),
@@ -103,6 +106,7 @@ impl QueuePair {
             }
             QueueStep::LieDown(thread, sleep) => self.lie_down(thread, sleep),
             QueueStep::Rise(thread) => self.rise(thread),
+            QueueStep::Turn(thread, jobs) => self.turn(thread, jobs),
             QueueStep::GiveUp(place) => {
                 if let Some((_, flag)) = self.jobs.get(place)
                     && !flag.swap(true, Ordering::SeqCst)
@@ -143,6 +147,22 @@ impl QueuePair {
         }
         self.jobs.push_back(job);
         assert_eq!(pushed, Ok(self.wake_one()));
+    }
+
+    /// Few jobs wake nobody while a thread is in its turn: it has to take them.
+    fn turn(&mut self, thread: u64, jobs: usize) {
+        self.rise(thread);
+        self.queue.begin_turn(thread);
+        if self.jobs.is_empty() && !self.is_closed {
+            for _ in 0..jobs {
+                let job = (self.next, Flag::default());
+                self.next += 1;
+                assert_eq!(self.queue.push(job.clone(), is_dead).map_err(|it| it.0), Ok(true));
+                self.jobs.push_back(job);
+            }
+        }
+        self.queue.end_turn();
+        self.lie_down(thread, Sleep::Idle);
     }
 
     fn sweep(&mut self) {

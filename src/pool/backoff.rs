@@ -32,7 +32,7 @@ const FIRST: Duration = Duration::from_millis(20);
 
 /// However many have failed: a database that is back is to be in use again within 2 s, the
 /// connecting included.
-pub const LONGEST: Duration = Duration::from_millis(800);
+pub const LONGEST: Duration = Duration::from_millis(500);
 
 /// So that the doubling cannot overflow.
 const DOUBLINGS_MAX: u32 = 10;

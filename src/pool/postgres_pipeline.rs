@@ -273,7 +273,6 @@ struct Line {
     /// Since when no statement in flight is wanted.
     unwanted: Option<Instant>,
     cancel: CancelState,
-    is_lying: bool,
 }
 
 type InFlight = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -309,7 +308,6 @@ impl Line {
             alarm_at: None,
             unwanted: None,
             cancel: CancelState::No,
-            is_lying: false,
         }
     }
 
@@ -341,9 +339,16 @@ impl Line {
     /// One turn: everything is polled until nothing moves.
     fn turn(&mut self, driver: &mut Driver, cx: &mut Context<'_>) -> Poll<Over> {
         self.slot.set_waker(cx.waker());
-        if std::mem::take(&mut self.is_lying) {
-            self.core.queue.rise(self.slot.id);
+        self.core.queue.begin_turn(self.slot.id);
+        let over = self.move_all(driver, cx);
+        if over.is_ready() {
+            self.core.queue.end_turn();
         }
+        over
+    }
+
+    /// Polls everything until nothing moves, and lies down then.
+    fn move_all(&mut self, driver: &mut Driver, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             // First what has come: a connection that has ended is not to be given statements.
             if driver.as_mut().poll(cx).is_ready() {
@@ -500,6 +505,7 @@ impl Line {
 
     /// Goes to sleep: false when there is something to do after all.
     fn lie_down(&mut self, now: Instant, waker: &Waker) -> bool {
+        self.core.queue.end_turn();
         if !self.accepts(now) {
             // Whoever sleeps may take what this thread was woken for.
             if !self.core.queue.is_empty() && !self.core.queue.wake_one() {
@@ -508,8 +514,12 @@ impl Line {
             return true;
         }
         let sleep = if self.in_flight.is_empty() { Sleep::Idle } else { Sleep::Occupied };
-        self.is_lying = self.core.queue.lie_down(self.slot.id, sleep, waker);
-        self.is_lying && !(self.core.queue.is_closed() && self.in_flight.is_empty())
+        let sleeps = self.core.queue.lie_down(self.slot.id, sleep, waker)
+            && !(self.core.queue.is_closed() && self.in_flight.is_empty());
+        if !sleeps {
+            self.core.queue.begin_turn(self.slot.id);
+        }
+        sleeps
     }
 }
 

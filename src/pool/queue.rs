@@ -3,13 +3,16 @@
 //! A thread that finds nothing goes to sleep on top of a stack; a job wakes the thread on top: the
 //! one that slept the shortest, whose memory is still in a cache and whose core has not gone to
 //! sleep itself. Threads that sleep with work under way (a pipelining one waits for answers and
-//! could take more) are woken only when no idle one is left.
+//! could take more) are woken only when no idle one is left. Nobody is woken for a few jobs while a
+//! thread is in its turn: it takes them with what it has, in one write, which costs less than a
+//! wake.
 //!
 //! Invariants:
 //! 1. No job is left behind while a thread sleeps: who submits pushes first and looks at the
 //!    sleepers then, who goes to sleep lies down first and looks at the queue then, both under one
 //!    lock in between.
 //! 2. A thread is on the stacks at most once, and off them when it has been woken.
+//!    Who is counted as turning looks at the queue once more after it was counted off.
 //! 3. Nobody waits for room: a full queue refuses at once. Jobs that were given up count no more.
 
 use std::fmt;
@@ -33,6 +36,8 @@ pub struct Queue<J> {
 
 #[derive(Default)]
 struct Sleepers {
+    /// Threads that are awake and will look at the queue before they sleep.
+    turning: usize,
     /// With nothing to do; who slept the shortest is last.
     idle: Vec<(u64, Waker)>,
     /// With work under way, able to take more; likewise.
@@ -120,6 +125,19 @@ impl<J> Queue<J> {
         false
     }
 
+    /// The caller is awake, and will look at the queue before it sleeps: until
+    /// [`end_turn`](Queue::end_turn), which it calls before it lies down as well.
+    pub fn begin_turn(&self, thread: u64) {
+        let mut sleepers = self.sleepers();
+        sleepers.remove(thread);
+        sleepers.turning += 1;
+    }
+
+    /// The caller's turn is over. What it does not take any more is for others.
+    pub fn end_turn(&self) {
+        self.sleepers().turning -= 1;
+    }
+
     /// The caller is awake.
     pub fn rise(&self, thread: u64) {
         self.sleepers().remove(thread);
@@ -130,6 +148,9 @@ impl<J> Queue<J> {
     pub fn wake_one(&self) -> bool {
         let woken = {
             let mut sleepers = self.sleepers();
+            if self.jobs.len() <= sleepers.turning * JOBS_PER_TURN {
+                return sleepers.turning > 0;
+            }
             sleepers.idle.pop().or_else(|| sleepers.occupied.pop())
         };
         let Some((_, waker)) = woken else { return false };
@@ -139,7 +160,10 @@ impl<J> Queue<J> {
 
     /// Wakes every thread.
     pub fn wake_all(&self) {
-        let Sleepers { idle, occupied } = std::mem::take(&mut *self.sleepers());
+        let (idle, occupied) = {
+            let mut sleepers = self.sleepers();
+            (std::mem::take(&mut sleepers.idle), std::mem::take(&mut sleepers.occupied))
+        };
         for (_, waker) in idle.into_iter().chain(occupied) {
             waker.wake();
         }
@@ -209,6 +233,9 @@ impl<J> fmt::Debug for Queue<J> {
         f.debug_struct("Queue").field("len", &self.len()).finish_non_exhaustive()
     }
 }
+
+/// What a thread in its turn may find in the queue without another being woken for it.
+const JOBS_PER_TURN: usize = 4;
 
 impl Sleepers {
     fn remove(&mut self, thread: u64) {

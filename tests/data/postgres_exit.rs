@@ -165,6 +165,8 @@ fn what_is_wrong_with_the_database_is_logged_without_the_password() {
 fn frozen_backends_hold_neither_the_other_routes_nor_the_exit() {
     let Some(database) = Database::create("exit_frozen") else { return };
     let mut server = started(&database.url());
+    // All of the default number: one that is not frozen would answer.
+    until("every connection", SOON, || (database.sessions().len() == 4 + 8).then_some(()));
     let frozen: Vec<_> = database.sessions().iter().map(Session::freeze).collect();
     let begun = Instant::now();
     let mut waiting: Vec<Client> = (0..16).map(|_| server.connect()).collect();

@@ -386,6 +386,8 @@ fn a_half_open_link_does_not_hold_the_other_routes_nor_the_exit() {
     let timeout = Duration::from_secs(3);
     let mut served =
         Served::ready(&database.url_through(proxy.port()), timeout, &PostgresOptions::default());
+    // All of the default number: what is not connected yet has nothing to be cut off from.
+    until("every connection", SOON, || (database.sessions().len() == 4 + 8).then_some(()));
     assert_eq!(served.get("/one").0, 200);
     proxy.swallow();
     let waiting = [begin(served.address, "/one"), begin(served.address, "/sleep/0")];
