@@ -28,17 +28,21 @@
 //! | `ledger` | what became of every connection and request: counters with two laws |
 //! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
 //! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
+//! | `pool` | threads that own connections to a database, a bounded queue, tickets; PostgreSQL |
 //! | `app` | the router, health endpoints, and what `ebbtide serve` serves |
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |
 //! | `config`, `logging`, `metrics`, `signals` | the rim: one table of keys, JSON lines, one table of metrics, the signal pipe |
-//! | `said` | what errors and panics say, as text |
+//! | `health_check` | the other end: what `ebbtide health-check` asks a server |
+//! | `sentry` | panics and failed requests, reported to Sentry (a feature) |
+//! | `said`, `awaited` | what errors and panics say, as text; what a handler waits for |
 //! | `os` | the only unsafe code: a handful of system calls |
 //!
 //! # The life of a request
 //!
-//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`); from a
-//! queue that all workers share control accepts and deals them out (`server/dealer`). While it is
+//! A worker's listener accepts a socket into a slot (`server/entrance`, `server/endpoint`), or has
+//! a worker take it that has fewer (`server/balance`); from a queue that all workers share control
+//! accepts and deals them out (`server/dealer`). While it is
 //! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
 //! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,
 //! `http/wire`), parses the head and calls our service (`http/service`), which refuses what is no
@@ -70,23 +74,28 @@
 //! 6. The library installs no signal handler, no logger and no global, reads no environment and
 //!    ends no process; two servers can live in one process. What does is a call of its own for the
 //!    program to make: [`setup_signal_handlers`], [`logging::init`], [`inherited_listeners`],
-//!    [`service_manager`].
+//!    [`service_manager`], [`raise_descriptor_limit`].
 
 // Of the code that serves only: tests may unwrap, and measure from outside. See .clippy.toml.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod app;
+mod awaited;
 mod cleanup;
 mod config;
 mod drain;
+mod health_check;
 mod http;
 mod ledger;
 pub mod logging;
 mod metrics;
 mod os;
+mod pool;
 mod reactor;
 mod report;
 mod said;
+#[cfg(feature = "sentry")]
+pub mod sentry;
 mod server;
 mod signals;
 
@@ -96,21 +105,44 @@ pub use app::{Handler, Methods, Router, any, delete, get, patch, post, put};
 pub use cleanup::{Hook, HookError, HookOutcome, HookReport, HookStage};
 pub use drain::{AtDeadline, InFlight, Phase, Policy, Signal};
 pub use http::{
-    Body, BodyError, ConnectionTracking, HalfClose, IntoResponse, Limits, Request, RequestBody,
-    Response,
+    Body, BodyError, ConnectionTracking, Failure, FailureCause, HalfClose, IntoResponse, Limits,
+    OnFailure, Request, RequestBody, Response,
 };
 pub use ledger::{
     ConnectionOutcome, ConnectionState, Counts, Ledger, RejectedCode, RequestOutcome,
 };
+pub use os::raise_descriptor_limit;
+pub use pool::Database;
+pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
+#[cfg(feature = "postgres")]
+pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
+#[cfg(feature = "redis")]
+pub use pool::{Redis, RedisAddress, RedisAddressError, RedisOptions};
+#[cfg(feature = "sqlite")]
+pub use pool::{Sqlite, SqliteAddress, SqliteAddressError, SqliteOptions};
 pub use reactor::blocking::{Blocking, BlockingError, blocking};
 pub use reactor::cancel::{CancellationToken, Cancelled};
 pub use reactor::sleep::{Sleep, sleep};
-pub use report::{LostLine, Report};
+pub use report::{JobLine, LostLine, Report};
 pub use server::{
     ActiveWork, Address, AddressError, GracefulShutdown, HealthOn, InheritedListeners, Options,
     Server, ServiceManager, Snapshot, StartError, Workers, inherited_listeners, service_manager,
 };
 pub use signals::{Signals, setup_signal_handlers};
+
+/// The parameters of a statement: owned values that implement `ToSql`.
+///
+/// ```
+/// let params = ebbtide::params![42_i64, "name".to_owned()];
+/// # let _ = params;
+/// ```
+#[cfg(feature = "postgres")]
+#[macro_export]
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        $crate::Params::default()$(.and($value))*
+    };
+}
 
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]
@@ -134,12 +166,27 @@ pub mod internal {
         pub use crate::os::{drop_syns, steer_to_successor, unsteer};
     }
     pub mod reactor {
-        pub use crate::reactor::{mailbox, slots, socket, timer, turn};
+        pub use crate::reactor::{blocking, listener, mailbox, slots, socket, timer, turn};
+    }
+    pub mod health_check {
+        pub use crate::health_check::*;
     }
     pub mod http {
         pub use crate::http::{connection, service, site, watch, wire};
     }
+    pub mod pool {
+        pub use crate::pool::{
+            After, Canceller, Pool, PoolLimits, Pooled, Reason, Resource, queue, ticket,
+        };
+    }
+    pub mod server {
+        pub use crate::server::entrance::Capacity;
+        pub use crate::server::{endpoint, site};
+    }
     pub mod app {
+        #[cfg(feature = "redis")]
+        pub use crate::app::hits;
+        pub use crate::app::items;
         pub use crate::app::{lab, sample};
     }
     pub mod report {

@@ -10,17 +10,33 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+#[cfg(feature = "redis")]
+use ebbtide::internal::app::hits;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use ebbtide::internal::app::items;
 use ebbtide::internal::app::{lab::Lab, sample};
-use ebbtide::internal::config::{self, ClientHalfClose, Command, Config, LoadError, LogFormat};
+use ebbtide::internal::config::{
+    self, ClientHalfClose, Command, Config, Detail, EXIT_USAGE, HealthCheck, LoadError, LogFormat,
+    Secret,
+};
+use ebbtide::internal::health_check::{self, Answer, Target};
 use ebbtide::internal::report;
 use ebbtide::internal::report::draw::{Style, draw};
 use ebbtide::internal::report::read::Written;
 use ebbtide::logging::{self, Logger};
+#[cfg(feature = "sentry")]
+use ebbtide::sentry::Sentry;
 use ebbtide::{
-    Address, AtDeadline, HalfClose, HealthOn, InFlight, InheritedListeners, Limits, Options,
-    Policy, Report, Server, StartError, Workers, inherited_listeners, service_manager,
-    setup_signal_handlers,
+    Address, AtDeadline, Database, HalfClose, HealthOn, Hook, InFlight, InheritedListeners, Limits,
+    Options, Policy, Report, Server, StartError, Workers, inherited_listeners,
+    raise_descriptor_limit, service_manager, setup_signal_handlers,
 };
+#[cfg(feature = "postgres")]
+use ebbtide::{Postgres, PostgresAddress, PostgresOptions};
+#[cfg(feature = "redis")]
+use ebbtide::{Redis, RedisAddress, RedisOptions};
+#[cfg(feature = "sqlite")]
+use ebbtide::{Sqlite, SqliteAddress, SqliteOptions};
 
 fn main() -> ExitCode {
     let cwd = std::env::current_dir().unwrap_or_default();
@@ -37,6 +53,12 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
+    if let Command::Serve | Command::CheckConfig = invocation.command
+        && let Err(why) = check(&invocation.config)
+    {
+        eprintln!("ebbtide: {why}");
+        return ExitCode::from(config::EXIT_CONFIG);
+    }
     match invocation.command {
         Command::Serve => serve(&invocation.config),
         Command::CheckConfig => {
@@ -48,7 +70,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Report(file) => draw_report(&file),
+        Command::HealthCheck(check) => check_health(&check, &invocation.config),
     }
+}
+
+/// What only those can judge who use it.
+fn check(config: &Config) -> Result<(), String> {
+    let Some(dsn) = &config.sentry_dsn else { return Ok(()) };
+    #[cfg(feature = "sentry")]
+    return ebbtide::sentry::check_dsn(dsn.expose()).map_err(|why| format!("sentry_dsn: {why}"));
+    #[cfg(not(feature = "sentry"))]
+    Err(format!("sentry_dsn = {dsn}: this program was built without the feature `sentry`"))
 }
 
 fn draw_report(file: &Path) -> ExitCode {
@@ -93,6 +125,66 @@ fn read_report(file: &Path) -> Result<Written, String> {
     report::read::read(&bytes).map_err(|why| why.to_string())
 }
 
+fn check_health(check: &HealthCheck, config: &Config) -> ExitCode {
+    let target = match target(check, config) {
+        Ok(target) => target,
+        Err(why) => {
+            eprintln!("ebbtide: {why}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let verbose = |answer: &io::Result<Answer>| {
+        if check.detail == Detail::Verbose {
+            println!("{}", outcome(answer));
+        }
+    };
+    if let Some(patience) = check.wait_shutdown {
+        let mut last = String::new();
+        let gone = health_check::wait_until_gone(&target, patience, |answer| {
+            // Only what is new.
+            if std::mem::replace(&mut last, outcome(answer)) != last {
+                verbose(answer);
+            }
+        });
+        let target = logging::visible(&target.to_string()).into_owned();
+        return if let Some(took) = gone {
+            println!("{target}: gone after {:.1} s", took.as_secs_f64());
+            ExitCode::SUCCESS
+        } else {
+            eprintln!("ebbtide: {target}: still there after {} s", patience.as_secs_f64());
+            ExitCode::from(EXIT_UNHEALTHY)
+        };
+    }
+    let answer = health_check::ask(&target, check.timeout);
+    if answer.as_ref().is_ok_and(Answer::is_healthy) {
+        verbose(&answer);
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("ebbtide: {}: {}", logging::visible(&target.to_string()), outcome(&answer));
+    ExitCode::from(EXIT_UNHEALTHY)
+}
+
+/// Whom to ask.
+fn target(check: &HealthCheck, config: &Config) -> Result<Target, String> {
+    let target = match &check.url {
+        Some(url) => url.parse().map_err(|why| format!("flag --url = {url:?}: {why}"))?,
+        None => Target::of(config.admin_listen.as_ref(), &config.listen, health_on(config))
+            .ok_or("the configuration names no address to ask for health: give --url")?,
+    };
+    // Numbers that change with each question say nothing of an end.
+    let in_detail = check.detail == Detail::Verbose && check.wait_shutdown.is_none();
+    Ok(if in_detail { target.in_detail() } else { target })
+}
+
+/// What asking led to. The other side may have written anything.
+fn outcome(answer: &io::Result<Answer>) -> String {
+    let text = match answer {
+        Ok(answer) => answer.to_string(),
+        Err(error) => error.to_string(),
+    };
+    logging::visible(text.trim_end()).into_owned()
+}
+
 fn serve(config: &Config) -> ExitCode {
     // Before anything opens a descriptor. What is wrong with them is told once there is a log.
     let inherits = config.listen.contains(&Address::Inherited);
@@ -111,6 +203,9 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     logging::install_panic_hook();
+    if let Err(error) = raise_descriptor_limit() {
+        log::warn!(event_type = "descriptor_limit"; "the limit of descriptors stays: {error}");
+    }
     let (status, patience) = match start(config, inherited, &logger) {
         // Ended by a signal: at once.
         Ok(report) if report.is_ended_by_signal() => (report.exit_status(), Duration::ZERO),
@@ -138,14 +233,137 @@ fn start(
     } else {
         Lab::Off
     };
-    let server = Server::bind_inheriting(options(config, logger), inherited, sample::router(lab))?;
-    let server = server.with_signals(signals);
+    let mut options = options(config, logger);
+    let tracker = error_tracker(config, &mut options)?;
+    let database = database(config)?;
+    let router = sample::router(lab, database.clone());
+    #[cfg(feature = "redis")]
+    let redis = redis(config)?;
+    #[cfg(feature = "redis")]
+    let router = match &redis {
+        Some(redis) if config.lab_routes => hits::add(router, redis),
+        _ => router,
+    };
+    let server = Server::bind_inheriting(options, inherited, router)?;
+    let mut server = server.with_signals(signals);
+    if let Some(flush) = tracker {
+        server.shutdown_handle().on_cleanup(flush);
+    }
+    if let Some(database) = &database {
+        server = server.with_database(database);
+    }
+    #[cfg(feature = "redis")]
+    if let Some(redis) = &redis {
+        server = server.with_database(redis);
+    }
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return server.run();
     }
     let manager = service_manager()
         .map_err(|source| StartError::System { what: "start a thread", source })?;
     server.with_service_manager(manager).run()
+}
+
+/// The client of the database: the one that is named, or a file in the working directory.
+fn database(config: &Config) -> Result<Option<Database>, StartError> {
+    let failed = |source| StartError::System { what: "start the client of the database", source };
+    match config.database_url.as_ref().map(Secret::expose) {
+        Some("off") => Ok(None),
+        None => default_database(config).map_err(failed),
+        Some(url) => named_database(config, url).map(Some).map_err(failed),
+    }
+}
+
+fn named_database(config: &Config, url: &str) -> io::Result<Database> {
+    #[cfg(feature = "sqlite")]
+    if let Ok(address) = SqliteAddress::parse(url) {
+        return Sqlite::start(&address, &sqlite_options(config)).map(Database::from);
+    }
+    #[cfg(feature = "postgres")]
+    if let Ok(address) = PostgresAddress::parse(url) {
+        return Postgres::start(&address, &postgres_options(config)).map(Database::from);
+    }
+    // The configuration was checked.
+    Err(io::Error::other(format!("no client for {url}, {} jobs", config.pool_queue)))
+}
+
+/// The file in the working directory. Nobody asked for it, so that it cannot be written is no
+/// reason not to serve: a container's root may be read-only.
+#[cfg(feature = "sqlite")]
+fn default_database(config: &Config) -> io::Result<Option<Database>> {
+    if let Err(why) = Sqlite::try_file(Path::new(DATABASE_FILE)) {
+        log::warn!(
+            event_type = "database_off";
+            "there is no database: {DATABASE_FILE} in the working directory: {why}; \
+             DATABASE_URL names another, or none: off"
+        );
+        return Ok(None);
+    }
+    let address = SqliteAddress::File(DATABASE_FILE.into());
+    Sqlite::start(&address, &sqlite_options(config)).map(|client| Some(client.into()))
+}
+
+#[cfg(not(feature = "sqlite"))]
+#[allow(clippy::unnecessary_wraps, reason = "as with the feature")]
+fn default_database(_: &Config) -> io::Result<Option<Database>> {
+    Ok(None)
+}
+
+#[cfg(feature = "postgres")]
+fn postgres_options(config: &Config) -> PostgresOptions {
+    PostgresOptions {
+        pipelined: config.pool_pipelined,
+        exclusive: config.pool_exclusive,
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        statement_timeout: config.statement_timeout,
+        schema: Some(items::POSTGRES_SCHEMA.into()),
+    }
+}
+
+#[cfg(feature = "sqlite")]
+fn sqlite_options(config: &Config) -> SqliteOptions {
+    SqliteOptions {
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        schema: Some(items::SQLITE_SCHEMA.into()),
+        ..SqliteOptions::default()
+    }
+}
+
+#[cfg(feature = "redis")]
+fn redis(config: &Config) -> Result<Option<Redis>, StartError> {
+    let Some(url) = &config.redis_url else { return Ok(None) };
+    let address = RedisAddress::parse(url.expose()).expect("the configuration was checked");
+    let options = RedisOptions {
+        queue_length_max: config.pool_queue,
+        queue_timeout: config.pool_queue_timeout,
+        job_timeout: config.pool_job_timeout,
+        ..RedisOptions::default()
+    };
+    let failed = |source| StartError::System { what: "start the client of Redis", source };
+    Redis::start(&address, &options).map(Some).map_err(failed)
+}
+
+/// Has failures reported to Sentry, if asked for; returns the hook that waits for the last of them.
+#[cfg(feature = "sentry")]
+fn error_tracker(config: &Config, options: &mut Options) -> Result<Option<Hook>, StartError> {
+    let Some(dsn) = &config.sentry_dsn else { return Ok(None) };
+    let sentry = Sentry::start(dsn.expose()).map_err(|error| StartError::System {
+        what: "report to Sentry",
+        source: io::Error::other(error),
+    })?;
+    sentry.install_panic_hook();
+    options.on_failure = Some(sentry.on_failure());
+    Ok(Some(sentry.flush_hook()))
+}
+
+#[cfg(not(feature = "sentry"))]
+#[allow(clippy::unnecessary_wraps, reason = "as with the feature")]
+fn error_tracker(_: &Config, _: &mut Options) -> Result<Option<Hook>, StartError> {
+    Ok(None)
 }
 
 /// What is left of the budget now that the report's file has been written, or given up.
@@ -210,13 +428,25 @@ fn options(config: &Config, logger: &Logger) -> Options {
         },
         report_path: config.shutdown_report_path.clone(),
         access_log: config.access_log,
-        health_on: if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly },
+        on_failure: None,
+        health_on: health_on(config),
         log_lines_dropped: Some(logger.dropped()),
     }
 }
 
+fn health_on(config: &Config) -> HealthOn {
+    if config.health_on_public { HealthOn::Public } else { HealthOn::AdminOnly }
+}
+
+/// The database when none is named.
+#[cfg(feature = "sqlite")]
+const DATABASE_FILE: &str = "ebbtide.db";
+
 /// The exit status when the server could not start.
 const EXIT_START: u8 = 1;
+
+/// The exit status when a server is not well, or still there.
+const EXIT_UNHEALTHY: u8 = 1;
 
 /// The exit status when a report cannot be read.
 const EXIT_UNREADABLE: u8 = 1;

@@ -40,6 +40,30 @@ pub fn descriptors_max() -> usize {
     if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
 }
 
+/// Raises the soft `RLIMIT_NOFILE` of this process to the hard one: how many descriptors it may
+/// have open, and so how many connections. Many systems and containers start processes with a soft
+/// limit of 1,024 and a far higher hard one, for the sake of `select(2)`, which nothing here uses.
+/// For `main`, before a server is bound; children that are started later inherit it.
+///
+/// # Errors
+/// When the kernel, or a filter of system calls, refuses; the limit then stays as it is.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit fills the struct behind the pointer, which is valid during the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur >= limit.rlim_max {
+        return Ok(());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: setrlimit reads the struct behind the pointer, which is valid during the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Gives free memory of every heap back to the system. Slow (milliseconds for a hundred megabytes)
 /// and it locks each heap in turn: for a thread of its own, after a burst.
 pub fn trim_memory() {

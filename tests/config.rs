@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ebbtide::internal::config::{
-    Command, Config, EXIT_CONFIG, EXIT_USAGE, Invocation, LoadError, LogFormat, Source, load,
-    markdown_table, print_config, sample_settings,
+    Command, Config, Detail, EXIT_CONFIG, EXIT_USAGE, HealthCheck, Invocation, LoadError,
+    LogFormat, Source, load, markdown_table, print_config, sample_settings,
 };
 use log::LevelFilter;
 
@@ -278,6 +279,34 @@ fn flags_stand_before_or_after_the_command_and_bare_switches_mean_true() {
 }
 
 #[test]
+fn a_health_check_needs_no_configuration_when_it_is_told_whom_to_ask() {
+    let check = |args: &str| {
+        let site = Site::new("health").args("health-check").args(args);
+        match site.env("SHUTDOWN_TIMEOUT", "soon").try_load() {
+            Ok(Invocation { command: Command::HealthCheck(check), .. }) => Ok(check),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.exit_status()),
+        }
+    };
+    let url = Some("http://[::1]/".to_owned());
+    let (timeout, detail) = (Duration::from_secs(5), Detail::Brief);
+    let expected = HealthCheck { url, timeout, wait_shutdown: None, detail };
+    assert_eq!(check("--url http://[::1]/"), Ok(expected.clone()));
+    let timeout = Duration::from_millis(250);
+    let verbose = HealthCheck { timeout, detail: Detail::Verbose, ..expected.clone() };
+    assert_eq!(check("--url http://[::1]/ --timeout 250ms --verbose"), Ok(verbose));
+    let wait = |seconds| {
+        Ok(HealthCheck { wait_shutdown: Some(Duration::from_secs(seconds)), ..expected.clone() })
+    };
+    assert_eq!(check("--url http://[::1]/ --wait-shutdown"), wait(30));
+    assert_eq!(check("--wait-shutdown 7 --url http://[::1]/"), wait(7));
+    assert_eq!(check(""), Err(EXIT_CONFIG));
+    for wrong in ["--timeout 0", "--timeout soon", "--wait-shutdown -1", "--url", "now"] {
+        assert_eq!(check(wrong), Err(EXIT_USAGE), "{wrong}");
+    }
+}
+
+#[test]
 fn help_and_usage_errors_are_told_apart() {
     let answer = |args: &str| Site::new("help").args(args).try_load().expect_err("no invocation");
     let help = answer("--help");
@@ -286,7 +315,7 @@ fn help_and_usage_errors_are_told_apart() {
     for key in keys() {
         let flag = format!("--{} ", key.replace('_', "-"));
         assert!(help.contains(&flag), "{flag}");
-        assert!(help.contains(&format!("[env: {}]", key.to_uppercase())), "{key}");
+        assert!(help.contains(&format!("[env: {}", key.to_uppercase())), "{key}");
     }
     let version = format!("ebbtide {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(answer("--version"), LoadError::Answer(version));
@@ -368,4 +397,53 @@ fn the_markdown_table_has_a_row_of_four_cells_for_every_key() {
         assert_eq!(cells.len(), 4, "{row}");
         assert!(cells.iter().all(|cell| !cell.is_empty()), "{row}");
     }
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    let url = "postgres://me:hunter2@db/items";
+    let site = Site::new("secret").env("DATABASE_URL", url);
+    let Invocation { config, sources, .. } = site.load();
+    assert_eq!(config.database_url.as_ref().unwrap().expose(), url);
+    let printed = print_config(&config, &sources);
+    assert!(
+        printed.contains(
+            "# database_url = \"postgres://***@db/items\"  # environment variable DATABASE_URL\n"
+        ),
+        "{printed}"
+    );
+    assert!(!format!("{config:?}{printed}").contains("hunter2"));
+
+    let in_error = |site: Site| {
+        let line = site.refusal();
+        assert!(!line.contains("hunter2"), "{line}");
+        line
+    };
+    let line = in_error(Site::new("secret_env").env("DATABASE_URL", "hunter2\u{1b}x"));
+    assert!(line.starts_with("environment variable DATABASE_URL = ***: expected"), "{line}");
+    in_error(Site::new("secret_flag").arg("--database-url").arg("hunter2\u{7}x"));
+    in_error(Site::new("secret_file").settings("database_url = [\"hunter2\"]\n"));
+    in_error(Site::new("secret_open").settings("database_url = \"hunter2\n"));
+    in_error(
+        Site::new("secret_bytes").env("DATABASE_URL", OsString::from_vec(b"hunter2\xff".into())),
+    );
+}
+
+#[test]
+fn a_secret_may_be_in_a_file() {
+    let site = Site::new("secret_in_file")
+        .file("config/dsn", "https://key@sentry.example/1\n")
+        .env("SENTRY_DSN_FILE", "config/dsn");
+    let Invocation { config, sources, .. } = site.load();
+    assert_eq!(config.sentry_dsn.unwrap().expose(), "https://key@sentry.example/1");
+    assert_eq!(sources.of("sentry_dsn").to_string(), "environment variable SENTRY_DSN_FILE");
+
+    let line = site.env("SENTRY_DSN", "https://key@sentry.example/1").refusal();
+    let expected = "environment variable SENTRY_DSN_FILE = \"config/dsn\": \
+                    expected it without SENTRY_DSN beside it";
+    assert_eq!(line, expected);
+    let line = Site::new("no_secret_file").env("REDIS_URL_FILE", "config/absent").refusal();
+    assert!(line.contains("named by environment variable REDIS_URL_FILE"), "{line}");
+    // What is no secret has no such variable.
+    Site::new("no_file").env("WORKERS_FILE", "config/absent").load();
 }

@@ -168,6 +168,8 @@ impl World {
             metrics: RefCell::new(Metrics::new().worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
+            hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(1),
             epoch: now,
@@ -411,6 +413,23 @@ fn a_body_that_nobody_reads_is_never_served_as_a_request() {
             }
         }
     }
+}
+
+#[test]
+fn in_a_crowd_who_is_answered_hibernates_at_once() {
+    let mut world = World::new(Limits::default());
+    world.open_window(1 << 16);
+    world.receive(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(world.booked, ConnectionState::Idle);
+    let others = world.site.hot.get() + 4096;
+    world.site.hot.set(others);
+    world.receive(b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\nGET /3 HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(world.booked, ConnectionState::Hibernating);
+    assert_eq!(world.site.hot.get(), others - 1);
+    world.receive(b"GET /4 HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(world.booked, ConnectionState::Hibernating);
+    let output = world.output();
+    assert!(["/1", "/2", "/3", "/4"].iter().all(|path| output.contains(path)), "{output}");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use ebbtide::internal::metrics::{
-    CONTENT_TYPE, Facts, Metrics, TABLE, WorkerMetrics, markdown_table, names,
+    CONTENT_TYPE, Facts, HistogramFacts, Metrics, PoolFacts, TABLE, WorkerMetrics, markdown_table,
+    names,
 };
 use http::Method;
 
@@ -28,6 +29,15 @@ fn busy() -> Facts {
             ("c".to_owned(), 2.0),
         ],
         log_lines_dropped: 10,
+        pools: vec![PoolFacts {
+            name: "sqlite",
+            threads: 130,
+            busy: 131,
+            queue_length: 132,
+            wait: HistogramFacts { bounds: &[0.5], counts: vec![133, 134], sum: 135.0 },
+            run: HistogramFacts { bounds: &[0.5], counts: vec![136, 137], sum: 138.0 },
+            outcomes: vec![("done", 139), ("lost", 140)],
+        }],
     }
 }
 
@@ -161,6 +171,15 @@ mod exposition {
             ("shutdown_hook_seconds{hook=\"a \\\"b\\\"\\n\"}", 0.5),
             ("shutdown_hook_seconds{hook=\"c\"}", 3.0),
             ("log_lines_dropped_total", 10.0),
+            ("pool_threads{pool=\"sqlite\"}", 130.0),
+            ("pool_busy{pool=\"sqlite\"}", 131.0),
+            ("pool_queue_length{pool=\"sqlite\"}", 132.0),
+            ("pool_job_wait_seconds_bucket{pool=\"sqlite\",le=\"0.5\"}", 133.0),
+            ("pool_job_wait_seconds_count{pool=\"sqlite\"}", 267.0),
+            ("pool_job_wait_seconds_sum{pool=\"sqlite\"}", 135.0),
+            ("pool_job_run_seconds_count{pool=\"sqlite\"}", 273.0),
+            ("pool_jobs_total{pool=\"sqlite\",outcome=\"done\"}", 139.0),
+            ("pool_jobs_total{pool=\"sqlite\",outcome=\"lost\"}", 140.0),
         ] {
             check(&text, series, expected);
         }

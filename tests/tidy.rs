@@ -28,6 +28,7 @@ use tree::{Findings, src};
 const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("drain", &[], "pure: facts in, orders out"),
     ("said", &[], "text of errors and panics, whoever met them"),
+    ("awaited", &[], "a word left by who is waited for, found by who waits"),
     ("cleanup", &["said"], "pure: which hooks run and until when; threads are the server's"),
     ("ledger", &[], "plain counters that every layer writes or reads"),
     ("metrics", &[], "is told facts and gives them names"),
@@ -36,14 +37,24 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("os", &[], "system calls, none of our ideas"),
     ("reactor", &["os"], "readiness, time and wakes; a socket asks the system for its queue"),
     (
+        "pool",
+        &["awaited", "said"],
+        "threads and tickets for any executor; a server sees it from outside",
+    ),
+    (
         "http",
-        &["reactor", "ledger", "metrics", "said"],
+        &["reactor", "awaited", "ledger", "metrics", "said"],
         "a connection's life on a reactor, in the books",
     ),
     (
         "app",
-        &["http", "drain", "ledger", "metrics", "reactor::sleep", "reactor::blocking"],
+        &["http", "drain", "ledger", "metrics", "pool", "reactor::sleep", "reactor::blocking"],
         "handlers in, answers out: status from the books, no sockets and no threads",
+    ),
+    (
+        "sentry",
+        &["cleanup", "http", "reactor::turn", "said"],
+        "hears of failures and panics, sends them on a thread of its own",
     ),
     (
         "report",
@@ -53,15 +64,26 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     (
         "server",
         &[
-            "app", "cleanup", "drain", "http", "ledger", "logging", "metrics", "os", "reactor",
-            "report", "signals",
+            "app", "cleanup", "drain", "http", "ledger", "logging", "metrics", "os", "pool",
+            "reactor", "report", "signals",
         ],
         "composition: the only place that sees everything, except where settings come from",
     ),
     (
         "config",
-        &["server::Address", "server::AddressError"],
-        "reads the world into plain values; an address is parsed where it is bound",
+        &[
+            "server::Address",
+            "server::AddressError",
+            "pool::PostgresAddress",
+            "pool::SqliteAddress",
+            "pool::RedisAddress",
+        ],
+        "reads the world into plain values; an address is parsed by who binds or connects to it",
+    ),
+    (
+        "health_check",
+        &["server::Address", "server::HealthOn"],
+        "a client: all it knows of servers is where they stand",
     ),
     ("lib", &["*"], "the public face"),
     ("main", &[], "a user of the library: names it as `ebbtide`"),
@@ -115,17 +137,40 @@ const FENCES: &[Fence] = &[
         instead: "a setting is a row of config/table.rs" },
     Fence { name: "toml::", only_in: &["src/config/"], unit_tests: Held,
         instead: "a setting is a row of config/table.rs" },
+    Fence { name: "tokio::", only_in: &["src/pool/"], unit_tests: Held,
+        instead: "a runtime lives inside threads of the PostgreSQL client, and nowhere else" },
+    Fence { name: "tokio_postgres::", only_in: &["src/pool/"], unit_tests: Held,
+        instead: "use src/pool" },
+    Fence { name: "rustls::", only_in: &["src/pool/postgres_tls.rs"], unit_tests: Held,
+        instead: "connect in src/pool" },
     Fence { name: "matchit::", only_in: &["src/app/router.rs"], unit_tests: Held,
         instead: "routes are added to app::Router" },
 
+    Fence { name: "sentry::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "report through src/sentry.rs" },
+    Fence { name: "ureq::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "the server is no client; what it reports goes through src/sentry.rs" },
+    Fence { name: "backtrace::", only_in: &["src/sentry.rs"], unit_tests: Held,
+        instead: "a panic's frames are named by src/sentry.rs" },
+
+    Fence { name: "redis::", only_in: &["src/pool/redis.rs", "src/app/hits.rs"], unit_tests: Held,
+        instead: "use pool::Redis" },
+    Fence { name: "rusqlite::", only_in: &["src/pool/sqlite.rs"], unit_tests: Held,
+        instead: "use pool::Sqlite, or pool::Database for either kind" },
+
     // The clock: read once per turn, so that all that happens in a turn agrees on the time.
     Fence { name: "Instant::now",
-        only_in: &["src/reactor/turn.rs", "src/logging/", "src/main.rs"], unit_tests: Free,
+        // The threads of a pool have no turns, and the health check is a process of its own.
+        only_in: &[
+            "src/reactor/turn.rs", "src/pool/clock.rs", "src/logging/", "src/main.rs",
+            "src/health_check.rs",
+        ],
+        unit_tests: Free,
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: "turn::clock",
         // An access log's line wants the time its request took, within the turn; who waits for
-        // hooks without a server runs no reactor.
-        only_in: &["src/http/flow.rs", "src/server/hooks.rs"], unit_tests: Free,
+        // hooks without a server runs no reactor, nor does who reports failures.
+        only_in: &["src/http/flow.rs", "src/sentry.rs", "src/server/hooks.rs"], unit_tests: Free,
         instead: "take `now` as an argument: it is the turn's" },
     Fence { name: ".elapsed(", only_in: &[], unit_tests: Free,
         instead: "it reads the clock: subtract from the turn's `now`" },
@@ -147,8 +192,10 @@ const FENCES: &[Fence] = &[
     Fence { name: "process::abort", only_in: &[], unit_tests: Held,
         instead: "return an outcome: the process ends when `main` returns" },
     Fence { name: "thread::Builder",
-        only_in: &["src/server/", "src/reactor/blocking.rs", "src/logging/"], unit_tests: Free,
-        instead: "threads are started by the server, the blocking pool and the log" },
+        only_in: &["src/server/", "src/reactor/blocking.rs", "src/pool/", "src/logging/",
+            "src/sentry.rs", "src/health_check.rs"],
+        unit_tests: Free,
+        instead: "threads are started by the server, the pools, the log and Sentry's reporter" },
     Fence { name: "thread::spawn", only_in: &[], unit_tests: Free,
         instead: "use thread::Builder with a name, and handle the error" },
     Fence { name: "thread::sleep",

@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::compare;
+use crate::compare::contender::{CONTENDERS, Contender, Install};
+use crate::compare::measure::Measure;
+use crate::data::{self, Scenario};
 use crate::peer::{NAMES, Peer};
 use crate::root;
-use crate::site::{FAULT, Order, Server, Site};
+use crate::site::{CLEAN, FAULT, Order, Server, Site};
 use crate::target::Way;
 
 /// The whole command line. (clap ends with status 2 for what it does not understand.)
@@ -28,6 +32,64 @@ pub fn command() -> Command {
                 .arg(seconds("pause", "1.5", "Load before the signal"))
                 .arg(peer().help(SERVER)),
         )
+        .subcommand(comparing(
+            Command::new("compare")
+                .about("Measures how fast and how small servers are, side by side")
+                .after_help(COMPARED),
+        ))
+        .subcommand(data(Command::new("data")))
+}
+
+/// What servers with a database are asked.
+fn data(command: Command) -> Command {
+    let list = |name, default, help| {
+        Arg::new(name).long(name).value_name("LIST").default_value(default).help(help)
+    };
+    command
+        .about("Compares servers with one PostgreSQL database: requests a second, CPU for each")
+        .arg(
+            list("scenarios", "db,items", "What is asked: db (one row read), items (one written)")
+                .value_delimiter(',')
+                .value_parser(Scenario::ALL.map(Scenario::name)),
+        )
+        .arg(
+            list("clients", "1,16,64", "Connections of the load, one measure each")
+                .value_delimiter(',')
+                .value_parser(value_parser!(u32).range(1..=10_000)),
+        )
+        .arg(number("connections", "12", "Each server's connections to the database"))
+        .arg(number("rounds", "3", "How often everything is measured"))
+        .arg(number("seconds", "5", "How long each measure takes"))
+        .arg(
+            Arg::new("binary")
+                .long("binary")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("ebbtide's program; without it, cargo builds the release"),
+        )
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the results go [default: loadtest/results]"),
+        )
+}
+
+fn data_order(matches: &ArgMatches) -> data::Order {
+    let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    let named: Vec<String> =
+        matches.get_many::<String>("scenarios").into_iter().flatten().cloned().collect();
+    let is_asked = |scenario: &Scenario| named.iter().any(|name| name == scenario.name());
+    data::Order {
+        scenarios: Scenario::ALL.into_iter().filter(is_asked).collect(),
+        clients: matches.get_many::<u32>("clients").into_iter().flatten().copied().collect(),
+        connections: get(matches, "connections"),
+        rounds: get(matches, "rounds"),
+        seconds: get(matches, "seconds"),
+        binary: path("binary"),
+        out: path("out").unwrap_or_else(|| root().join(OUT)),
+    }
 }
 
 const STATUSES: &str = "Exit status: 0 nothing lost and all ledgers equal; 1 something lost, or \
@@ -97,6 +159,88 @@ fn restarting(command: Command) -> Command {
         .arg(seconds("pause", "0.8", "Load before the first restart and between two"))
 }
 
+const COMPARED: &str = "Exit status: 0 all that was asked for was measured; 1 something is missing \
+    in the tables, which say what; 2 the command line was not understood; 3 ebbtide or wrk is not \
+    there, or ebbtide could not be measured. Results are written after each round.";
+
+/// What tells who is compared, and in what.
+fn comparing(command: Command) -> Command {
+    let names = CONTENDERS.map(|contender| contender.name);
+    let usual = Measure::ALL.map(Measure::name);
+    let usual = usual.into_iter().filter(|name| *name != Measure::Scaling.name());
+    command
+        .arg(
+            Arg::new("peers")
+                .long("peers")
+                .value_name("LIST")
+                .value_delimiter(',')
+                .value_parser(names)
+                .help("The servers to compare ebbtide with [default: all that are installed]"),
+        )
+        .arg(
+            Arg::new("only")
+                .long("only")
+                .value_name("LIST")
+                .value_delimiter(',')
+                .default_values(usual.collect::<Vec<_>>())
+                .value_parser(Measure::ALL.map(Measure::name))
+                .help("What to measure"),
+        )
+        .arg(number("rounds", "7", "How often each server is measured, one behind the other"))
+        .arg(number("seconds", "3", "How long the load of one measure lasts"))
+        .arg(number(
+            "workers",
+            "1",
+            "Workers of each server, each with a core; the load has the rest",
+        ))
+        .arg(number("connections", "4000", "Idle connections whose memory is measured"))
+        .arg(seconds(
+            "rest",
+            "8",
+            "They are left alone so long, at least; ebbtide looks after them",
+        ))
+        .arg(
+            Arg::new("install")
+                .long("install")
+                .action(ArgAction::SetTrue)
+                .help("Build or install servers that are missing (apt-get, as root; pip; go)"),
+        )
+        .arg(
+            Arg::new("binary")
+                .long("binary")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("ebbtide; without it, cargo builds its release and that is taken"),
+        )
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the results go [default: loadtest/results]"),
+        )
+}
+
+/// What `compare` is asked for.
+fn comparison(matches: &ArgMatches) -> compare::Order {
+    let peers = matches.get_many::<String>("peers");
+    let measures: Vec<&String> = matches.get_many("only").into_iter().flatten().collect();
+    let is_asked = |measure: &Measure| measures.iter().any(|name| *name == measure.name());
+    let out = matches.get_one::<PathBuf>("out").cloned();
+    compare::Order {
+        peers: peers.map(|names| names.filter_map(|name| Contender::named(name)).collect()),
+        measures: Measure::ALL.into_iter().filter(is_asked).collect(),
+        rounds: get(matches, "rounds"),
+        seconds: get(matches, "seconds"),
+        workers: get(matches, "workers"),
+        connections: get(matches, "connections"),
+        rest: get(matches, "rest"),
+        install: if matches.get_flag("install") { Install::Yes } else { Install::No },
+        binary: matches.get_one::<PathBuf>("binary").cloned(),
+        out: out.unwrap_or_else(|| root().join(OUT)),
+    }
+}
+
 /// What makes the server another one.
 fn peer() -> Arg {
     Arg::new("peer").long("peer").value_name("NAME").value_parser(server)
@@ -140,6 +284,16 @@ fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T 
 /// Does what the command line says; returns the exit status.
 pub fn run(matches: &ArgMatches) -> u8 {
     let Some((name, matches)) = matches.subcommand() else { return FAULT };
+    let fault = |fault| {
+        eprintln!("loadtest: {fault}");
+        FAULT
+    };
+    if name == "compare" {
+        return compare::run(comparison(matches)).unwrap_or_else(fault);
+    }
+    if name == "data" {
+        return data::run(&data_order(matches)).map_or_else(fault, |()| CLEAN);
+    }
     let servers = match servers(matches) {
         Ok(servers) => servers,
         // As clap ends for whatever else it does not understand.
@@ -149,10 +303,7 @@ pub fn run(matches: &ArgMatches) -> u8 {
         "restarts" => site.restarts(&ways(matches), get(matches, "times")),
         _ => site.drain(),
     });
-    done.unwrap_or_else(|fault| {
-        eprintln!("loadtest: {fault}");
-        FAULT
-    })
+    done.unwrap_or_else(fault)
 }
 
 /// Who is put under load: ebbtide, the one that is named, or ebbtide and several.

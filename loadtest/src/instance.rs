@@ -232,6 +232,8 @@ fn command(launch: Launch, listener: Option<&TcpListener>) -> io::Result<Command
         command.stdin(Stdio::null());
     }
     command.args(&launch.args).env_clear();
+    // ebbtide would make its file where it is started.
+    command.env("DATABASE_URL", "off");
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }

@@ -3,7 +3,8 @@
 //! It starts a server, asks it all the time in the ways in which clients ask ([`kind`]), replaces
 //! it ([`restarts`]) or stops it ([`drain`]), and notes of every request how it ended
 //! ([`outcome`]). What was lost is what has no answer though it was sent. Then it holds its own
-//! account against the one that the server gives of itself ([`books`]).
+//! account against the one that the server gives of itself ([`books`]). How fast and how small
+//! servers are is another question, with a load of its own ([`compare`]).
 //!
 //! # Map, in reading order
 //!
@@ -22,7 +23,9 @@
 //! | [`restarts`], [`drain`] | the two runs; [`idle`] clients watch the second |
 //! | [`table`], [`results`], [`moments`], [`picture`] | what is told of a run |
 //! | [`sums`] | several servers side by side, and where each of them loses |
+//! | [`data`] | servers with one database, side by side |
 //! | [`site`] | a run of the command: whose turn it is, and what is written when |
+//! | [`compare`] | servers side by side: what a request, a connection and a start cost each |
 //! | [`cli`] | the command line |
 //!
 //! # Invariants
@@ -37,6 +40,8 @@
 pub mod books;
 pub mod cli;
 pub mod client;
+pub mod compare;
+pub mod data;
 pub mod drain;
 pub mod ebbtide;
 pub mod field;

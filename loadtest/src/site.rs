@@ -354,13 +354,13 @@ impl Witness for Keeper<'_> {
 
 /// The working directory of the servers, removed with it.
 #[derive(Debug)]
-struct Scratch {
+pub(crate) struct Scratch {
     directory: PathBuf,
     user: Option<u32>,
 }
 
 impl Scratch {
-    fn new(user: Option<u32>) -> Result<Scratch, Fault> {
+    pub(crate) fn new(user: Option<u32>) -> Result<Scratch, Fault> {
         let directory = env::temp_dir().join(format!("loadtest-{}", process::id()));
         let scratch = Scratch { directory, user };
         scratch.place(Path::new(""))?;
@@ -368,7 +368,7 @@ impl Scratch {
     }
 
     /// A directory in it in which the servers may write.
-    fn place(&self, inside: &Path) -> Result<PathBuf, Fault> {
+    pub(crate) fn place(&self, inside: &Path) -> Result<PathBuf, Fault> {
         let place = self.directory.join(inside);
         fs::create_dir_all(&place).map_err(Fault::of("make a directory"))?;
         if self.user.is_some() {
@@ -402,7 +402,7 @@ fn binary(order: &Order, scratch: &Scratch) -> Result<PathBuf, Fault> {
 
 /// Set by SIGINT and SIGTERM: the servers are ended and the results written before we go. A second
 /// one of them ends us at once.
-fn interruption() -> io::Result<Arc<AtomicBool>> {
+pub(crate) fn interruption() -> io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_default(signal, Arc::clone(&flag))?;

@@ -91,6 +91,19 @@ fn readiness(status: &Status, request: &Request) -> Response {
             counts.in_flight
         );
         written.expect("writing to a string cannot fail");
+        for (worker, counts) in status.workers().enumerate() {
+            let (open, opened) = (counts.open(), counts.opened);
+            let written = writeln!(text, "[+] worker {worker} {open} open of {opened} connections");
+            written.expect("writing to a string cannot fail");
+        }
+        for data in status.data() {
+            let (mark, what) = match data.usable() {
+                Ok(()) => ('+', "usable".to_owned()),
+                Err(reason) => ('-', reason),
+            };
+            let written = writeln!(text, "[{mark}] {} {what}", data.name);
+            written.expect("writing to a string cannot fail");
+        }
     }
     plain(code, text)
 }

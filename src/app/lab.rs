@@ -134,7 +134,7 @@ impl HttpBody for Zeros {
 }
 
 /// Longest pause: ten minutes.
-const MILLISECONDS_MAX: u64 = 600_000;
+pub const MILLISECONDS_MAX: u64 = 600_000;
 
 /// Largest response: 1 GiB.
 const BYTES_MAX: u64 = 1 << 30;

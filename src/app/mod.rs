@@ -4,9 +4,14 @@
 
 pub mod admin;
 pub mod handler;
+#[cfg(feature = "redis")]
+pub mod hits;
+mod item;
+pub mod items;
 pub mod lab;
 pub mod router;
 pub mod sample;
+mod sqlstate;
 pub mod status;
 
 pub use handler::Handler;

@@ -4,21 +4,24 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 
+use super::items;
 use super::lab;
 use super::router::{Router, get, post};
 use crate::http::body::{Body, BodyError};
 use crate::http::message::{IntoResponse, JSON, Request, Response};
+use crate::pool::Database;
 
-/// The routes of `ebbtide serve`.
-pub fn router(lab: lab::Lab) -> Router {
+/// The routes of `ebbtide serve`. Without a database, those that want one answer 503.
+pub fn router(lab: lab::Lab, database: Option<Database>) -> Router {
     let router = Router::new()
         .route("/", get(about))
         .route("/plaintext", get(plaintext))
         .route("/json", get(json))
         .route("/echo", post(echo));
+    let router = items::add(router, database);
     match lab {
         lab::Lab::Off => router,
-        lab::Lab::On { upload_bytes_max } => lab::add(router, upload_bytes_max),
+        lab::Lab::On { upload_bytes_max } => items::add_lab(lab::add(router, upload_bytes_max)),
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use crate::drain::Phase;
 use crate::ledger::{Counts, Ledger, RejectedCode};
-use crate::metrics::{Facts, Metrics};
+use crate::metrics::{Facts, HistogramFacts, Metrics, PoolFacts};
+use crate::pool::{Histogram, JobOutcome, Pooled, Pools, SECONDS_BUCKETS};
 
 /// One server's status, shared by its endpoints and its control.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Status {
     shutdown: Mutex<ShutdownFacts>,
     /// Seconds that clean-up hooks took.
     hooks: Mutex<Vec<(String, f64)>>,
+    /// What the handlers keep their data in; set before the server runs.
+    data: Mutex<Vec<Pools>>,
 }
 
 /// The numbers of the shutdown, for the metrics.
@@ -46,6 +49,7 @@ impl Status {
             log_lines_dropped,
             shutdown: Mutex::default(),
             hooks: Mutex::default(),
+            data: Mutex::default(),
         }
     }
 
@@ -67,10 +71,23 @@ impl Status {
     /// The reason, in a word.
     pub fn readiness(&self) -> Result<(), &'static str> {
         match self.phase() {
-            Phase::Running if self.listening.load(Ordering::Acquire) => Ok(()),
-            Phase::Running => Err("starting"),
+            Phase::Running if !self.listening.load(Ordering::Acquire) => Err("starting"),
+            Phase::Running => {
+                let unusable = self.data().into_iter().find(|data| data.usable().is_err());
+                unusable.map_or(Ok(()), |data| Err(data.name))
+            }
             phase => Err(phase.name()),
         }
+    }
+
+    /// The handlers keep their data in this.
+    pub fn add_data(&self, pools: Pools) {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).push(pools);
+    }
+
+    /// What the handlers keep their data in.
+    pub fn data(&self) -> Vec<Pools> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The books of all workers together.
@@ -80,6 +97,11 @@ impl Status {
             sum.add(&ledger.counts());
         }
         sum
+    }
+
+    /// The books of each worker.
+    pub fn workers(&self) -> impl Iterator<Item = Counts> {
+        self.ledgers.iter().map(|ledger| ledger.counts())
     }
 
     pub fn set_shutdown(&self, facts: ShutdownFacts) {
@@ -114,6 +136,25 @@ impl Status {
             forced_shutdown_total: shutdown.forced,
             hook_seconds: self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             log_lines_dropped: self.log_lines_dropped.load(Ordering::Relaxed),
+            pools: self.data().iter().flat_map(|data| &data.pools).map(pool_facts).collect(),
         })
+    }
+}
+
+fn pool_facts(pool: &Arc<dyn Pooled>) -> PoolFacts {
+    let numbers = pool.numbers();
+    let histogram = |of: Histogram| HistogramFacts {
+        bounds: &SECONDS_BUCKETS,
+        counts: of.counts.to_vec(),
+        sum: of.sum_seconds,
+    };
+    PoolFacts {
+        name: pool.name(),
+        threads: numbers.threads,
+        busy: numbers.busy,
+        queue_length: numbers.queue_length,
+        wait: histogram(numbers.wait),
+        run: histogram(numbers.run),
+        outcomes: JobOutcome::ALL.iter().map(|it| it.name()).zip(numbers.outcomes).collect(),
     }
 }

@@ -11,7 +11,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use super::layer::{Entry, Layer};
+use super::layer::{Entry, Layer, is_secret};
+use super::secret::HIDDEN;
 use super::source::{ConfigError, Source, shown_raw};
 use super::table::KEYS;
 use super::value::Input;
@@ -48,7 +49,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -75,7 +76,11 @@ impl Lines<'_> {
         let start =
             self.bytes[..offset].iter().rposition(|byte| *byte == b'\n').map_or(0, |n| n + 1);
         let line = self.bytes[start..].split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let text = shown_raw(String::from_utf8_lossy(line).trim());
+        let line = String::from_utf8_lossy(line);
+        let text = match line.split_once('=') {
+            Some((name, _)) if is_secret(name.trim()) => format!("{} = {HIDDEN}", name.trim()),
+            _ => shown_raw(line.trim()),
+        };
         ConfigError::Syntax { source: self.source(offset), text, reason }
     }
 }
@@ -95,7 +100,8 @@ fn entries(table: DeTable<'_>, text: &str, lines: &Lines<'_>) -> Result<Layer, C
             let nearest = nearest(&name);
             return Err(ConfigError::UnknownKey { source, key: name.into_owned(), nearest });
         };
-        let shown = shown_value(text, value.span());
+        let shown =
+            if key.kind.is_secret() { HIDDEN.to_owned() } else { shown_value(text, value.span()) };
         layer.insert(key.name, Entry { input: input(value.into_inner()), shown, source });
     }
     Ok(layer)

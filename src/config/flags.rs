@@ -12,7 +12,8 @@ use super::file::DEFAULT_PATH;
 use super::layer::{Entry, Layer};
 use super::source::Source;
 use super::table::{KEYS, Key};
-use super::{Command, LoadError};
+use super::units::duration;
+use super::{Command, Detail, HealthCheck, LoadError};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLi
             let file = given(of, REPORT_FILE).expect("clap demands it");
             Command::Report(file.into())
         }
+        Some((HEALTH_CHECK, of)) => Command::HealthCheck(health_check(of)),
         _ => Command::Serve,
     };
     let mut flags = Layer::new();
@@ -49,6 +51,15 @@ pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLi
         }
     }
     Ok(CommandLine { command, config: given(&matches, CONFIG).cloned(), flags })
+}
+
+fn health_check(of: &ArgMatches) -> HealthCheck {
+    HealthCheck {
+        url: of.get_one(URL).cloned(),
+        timeout: *of.get_one(TIMEOUT).expect("it has a default"),
+        wait_shutdown: of.get_one(WAIT_SHUTDOWN).copied(),
+        detail: if of.get_flag(VERBOSE) { Detail::Verbose } else { Detail::Brief },
+    }
 }
 
 fn given<'a>(matches: &'a ArgMatches, id: &str) -> Option<&'a OsString> {
@@ -86,8 +97,31 @@ fn program() -> clap::Command {
                         .help("The report, or a log in JSON (its last report); - is stdin"),
                 ),
         )
+        .subcommand(health_check_command())
         .arg(config_arg())
         .args(KEYS.iter().zip(FLAGS.iter()).map(|(key, flag)| arg(key, flag)))
+}
+
+fn health_check_command() -> clap::Command {
+    let patience = |name: &'static str| {
+        Arg::new(name).long(name).value_name("DURATION").value_parser(|text: &str| {
+            let patience = duration(text).filter(|patience| !patience.is_zero());
+            patience.ok_or("expected a duration such as 30, \"500ms\" or \"1m\", more than 0")
+        })
+    };
+    clap::Command::new(HEALTH_CHECK)
+        .about("Ask a server how it is: status 0 when it is well, 1 when not")
+        .arg(Arg::new(URL).long(URL).value_name("URL").help(
+            "Whom to ask: http://HOST:PORT/PATH or unix:/PATH-OF-THE-SOCKET \
+             [default: /readyz at admin_listen, or at listen when that is off]",
+        ))
+        .arg(patience(TIMEOUT).default_value("5").help("How long the answer may take"))
+        .arg(
+            patience(WAIT_SHUTDOWN).num_args(0..=1).default_missing_value("30").help(
+                "Wait until nobody is there, so long at most (30 s), and say how long it was",
+            ),
+        )
+        .arg(Arg::new(VERBOSE).long(VERBOSE).action(ArgAction::SetTrue).help("Say each answer"))
 }
 
 fn config_arg() -> Arg {
@@ -102,7 +136,9 @@ fn config_arg() -> Arg {
 fn arg(key: &Key, flag: &'static str) -> Arg {
     let default = if key.default.is_empty() { "none" } else { key.default };
     let (what, takes) = (key.sentence(), key.kind.range());
-    let help = format!("{what} [default: {default}] [takes: {takes}] [env: {}]", key.variable());
+    let file = key.file_variable().map(|name| format!(" or {name}")).unwrap_or_default();
+    let variable = key.variable();
+    let help = format!("{what} [default: {default}] [takes: {takes}] [env: {variable}{file}]");
     let arg = Arg::new(key.name)
         .long(flag)
         .global(true)
@@ -130,6 +166,11 @@ const CHECK_CONFIG: &str = "check-config";
 const PRINT_CONFIG: &str = "print-config";
 const REPORT: &str = "report";
 const REPORT_FILE: &str = "file";
+const HEALTH_CHECK: &str = "health-check";
+const URL: &str = "url";
+const TIMEOUT: &str = "timeout";
+const WAIT_SHUTDOWN: &str = "wait-shutdown";
+const VERBOSE: &str = "verbose";
 
 const AFTER_HELP: &str = "\
 A value comes from the flag, else the environment variable, else the file, else it is the default.

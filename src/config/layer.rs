@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
+use super::secret::HIDDEN;
 use super::source::{ConfigError, Source, Sources, shown_text};
 use super::table::KEYS;
 use super::value::{Input, Kind};
@@ -30,7 +33,8 @@ impl Entry {
         source: Source,
         text: &OsStr,
     ) -> Result<Self, ConfigError> {
-        let shown = shown_text(&text.to_string_lossy());
+        let shown =
+            if is_secret(key) { HIDDEN.to_owned() } else { shown_text(&text.to_string_lossy()) };
         let Some(text) = text.to_str() else {
             let expected = "expected UTF-8 text".to_owned();
             return Err(ConfigError::Value { source, key, value: shown, expected });
@@ -47,14 +51,23 @@ impl Entry {
     }
 }
 
+/// Whether the key of this name holds what is never shown.
+pub(super) fn is_secret(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name == name && key.kind.is_secret())
+}
+
 /// What one source gave, by key.
 pub(super) type Layer = BTreeMap<&'static str, Entry>;
 
-/// The environment's layer.
+/// The environment's layer. A secret may be in a file that a variable names, as a path that starts
+/// at `cwd`.
 ///
 /// # Errors
-/// When a variable of ours is not UTF-8.
-pub(super) fn environment(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Layer, ConfigError> {
+/// When a variable of ours is not UTF-8, when a file can not be read, when a secret is given twice.
+pub(super) fn environment(
+    env: &dyn Fn(&str) -> Option<OsString>,
+    cwd: &Path,
+) -> Result<Layer, ConfigError> {
     let mut layer = Layer::new();
     for key in KEYS {
         let variable = key.variable();
@@ -62,8 +75,36 @@ pub(super) fn environment(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Laye
             let source = Source::Environment(variable);
             layer.insert(key.name, Entry::from_os(key.name, source, &text)?);
         }
+        let Some(variable) = key.file_variable() else { continue };
+        if let Some(path) = env(&variable).filter(|path| !path.is_empty()) {
+            let entry = secret_file(key.name, variable, &path, cwd)?;
+            if layer.insert(key.name, entry).is_some() {
+                let expected = format!("expected it without {} beside it", key.variable());
+                let source = Source::Environment(format!("{}_FILE", key.variable()));
+                let value = shown_text(&path.to_string_lossy());
+                return Err(ConfigError::Value { source, key: key.name, value, expected });
+            }
+        }
     }
     Ok(layer)
+}
+
+/// A secret from the file that `variable` names.
+fn secret_file(
+    key: &'static str,
+    variable: String,
+    path: &OsStr,
+    cwd: &Path,
+) -> Result<Entry, ConfigError> {
+    let source = Source::Environment(variable);
+    match super::file::bytes_of(&cwd.join(path)) {
+        Ok(bytes) => Entry::from_os(key, source, &OsString::from_vec(bytes)),
+        Err(error) => Err(ConfigError::Unreadable {
+            path: path.to_string_lossy().into_owned(),
+            named_by: Some(source),
+            reason: error.to_string(),
+        }),
+    }
 }
 
 /// All that was given.

@@ -2,20 +2,23 @@
 //! [`Config`] whose every value is in range, or into one line that says what to repair.
 //!
 //! `table.rs` declares the keys, once. What a value of a kind looks like is in `value.rs`,
-//! `place.rs` and `units.rs`; where values come from and which of them holds is in `flags.rs`,
-//! `file.rs` and `layer.rs`; `source.rs` names sources and errors; `render.rs` writes the table.
+//! `place.rs`, `secret.rs` and `units.rs`; where values come from and which of them holds is in
+//! `flags.rs`, `file.rs` and `layer.rs`; `source.rs` names sources and errors; `render.rs` writes
+//! the table.
 //!
 //! Invariants: nothing here reads the process's own environment, arguments or working directory
 //! (they are arguments, so a test can not disturb another), and nothing is bound, opened for
 //! writing or logged. A key works alike in all three places: `shutdown_timeout = 30` in the file is
 //! `SHUTDOWN_TIMEOUT=30` in the environment and `--shutdown-timeout 30` on the command line; later
-//! wins. Beside the table stand only `--config`, `EBBTIDE_CONFIG` and `PORT`.
+//! wins. Beside the table stand only `--config`, `EBBTIDE_CONFIG` and `PORT`, and for secrets the
+//! variables that name a file.
 
 mod file;
 mod flags;
 mod layer;
 mod place;
 mod render;
+mod secret;
 mod source;
 mod table;
 mod units;
@@ -24,9 +27,11 @@ mod value;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use self::layer::{Entry, Layers};
 pub use self::render::{markdown_table, print_config, sample_settings};
+pub use self::secret::Secret;
 pub use self::source::{ConfigError, Setting, Source, Sources};
 use self::table::KEYS;
 pub use self::table::{ClientHalfClose, Config, LogFormat};
@@ -55,6 +60,41 @@ pub enum Command {
     PrintConfig,
     /// Draw the report of a shutdown from this file, `-` for the standard input.
     Report(PathBuf),
+    /// Ask a server how it is.
+    HealthCheck(HealthCheck),
+}
+
+/// What `health-check` is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Whom to ask, as it was given; `None` for the server of this configuration.
+    pub url: Option<String>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Wait so long for the server to be gone instead.
+    pub wait_shutdown: Option<Duration>,
+    /// Say more.
+    pub detail: Detail,
+}
+
+/// How much the health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What is wrong, if something is.
+    Brief,
+    /// Each answer as well.
+    Verbose,
+}
+
+impl Command {
+    /// Whether it works without a configuration, so that a bad one is no reason not to.
+    fn needs_none(&self) -> bool {
+        match self {
+            Self::Report(_) => true,
+            Self::HealthCheck(check) => check.url.is_some(),
+            Self::Serve | Self::CheckConfig | Self::PrintConfig => false,
+        }
+    }
 }
 
 /// Why there is no [`Invocation`]. Displays as the text to print, which ends its last line unless
@@ -109,18 +149,19 @@ pub fn load(
     cwd: &Path,
 ) -> Result<Invocation, LoadError> {
     let line = flags::read(args)?;
-    if matches!(line.command, Command::Report(_)) {
-        // Needs no configuration, so a bad one is no reason not to draw.
+    if line.command.needs_none() {
         let (config, sources) = Config::read(&Layers { flags: line.flags, ..Layers::default() })?;
         return Ok(Invocation { command: line.command, config, sources });
     }
     let layers = Layers {
         file: file::read(named_file(line.config, env)?, cwd)?,
-        environment: layer::environment(env)?,
+        environment: layer::environment(env, cwd)?,
         flags: line.flags,
     };
     let (mut config, mut sources) = Config::read(&layers)?;
     apply_port(&mut config, &mut sources, env)?;
+    check_database(&config, &sources)?;
+    check_redis(&config, &sources)?;
     check(&config, &sources)?;
     Ok(Invocation { command: line.command, config, sources })
 }
@@ -171,6 +212,43 @@ fn apply_port(
     Ok(())
 }
 
+/// Looks at the address of the database. What it is like is for its client to say.
+fn check_database(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let Some(url) = &config.database_url else { return Ok(()) };
+    let checked = match url.expose() {
+        "off" => return Ok(()),
+        #[cfg(feature = "sqlite")]
+        url if url.starts_with("sqlite:") => {
+            crate::pool::SqliteAddress::parse(url).map(drop).map_err(|why| why.to_string())
+        }
+        #[cfg(feature = "postgres")]
+        url if !url.starts_with("sqlite:") => {
+            crate::pool::PostgresAddress::parse(url).map(drop).map_err(|why| why.to_string())
+        }
+        _ => Err("this build has no client for it".to_owned()),
+    };
+    checked.map_err(|why| ConfigError::Value {
+        source: sources.of(DATABASE_URL).clone(),
+        key: DATABASE_URL,
+        value: source::shown_text(&url.to_string()),
+        expected: why,
+    })
+}
+
+fn check_redis(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let Some(url) = &config.redis_url else { return Ok(()) };
+    #[cfg(feature = "redis")]
+    let checked = crate::pool::RedisAddress::parse(url.expose()).map(drop);
+    #[cfg(not(feature = "redis"))]
+    let checked: Result<(), &str> = Err("this build has no client for it: feature `redis`");
+    checked.map_err(|why| ConfigError::Value {
+        source: sources.of(REDIS_URL).clone(),
+        key: REDIS_URL,
+        value: source::shown_text(&url.to_string()),
+        expected: why.to_string(),
+    })
+}
+
 /// Looks for values that can not hold together.
 fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let setting = |name: &str| {
@@ -188,6 +266,10 @@ fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     if config.shutdown_delay > config.shutdown_timeout / DELAY_SHARE {
         let rule = "expected a delay of at most a third of the whole budget";
         return against("shutdown_delay", "shutdown_timeout", rule);
+    }
+    if config.pool_job_timeout < config.statement_timeout {
+        let rule = "the database is to end a statement before it is given up: expected no less";
+        return against("pool_job_timeout", "statement_timeout", rule);
     }
     if !config.shutdown_wait_for_connections && !config.shutdown_force_after_timeout {
         let rule = "what is not waited for is ended by force: expected one of them to be true";
@@ -217,5 +299,7 @@ pub const EXIT_USAGE: u8 = 2;
 /// The lame duck gets at most this part of the budget; the other phases need the rest.
 const DELAY_SHARE: u32 = 3;
 
+const DATABASE_URL: &str = "database_url";
+const REDIS_URL: &str = "redis_url";
 const LISTEN: &str = "listen";
 const PORT: &str = "PORT";

@@ -2,15 +2,17 @@
 
 use std::fmt::Write;
 
-use super::source::Sources;
+use super::source::{Source, Sources};
 use super::table::{Config, KEYS};
 
 /// The configuration in force as TOML: one key a line, each with a comment that names its source.
-/// Loaded as a file it gives the same [`Config`].
+/// Loaded as a file it gives the same [`Config`], but for secrets: what is not shown is a comment.
 pub fn print_config(config: &Config, sources: &Sources) -> String {
     let mut text = String::new();
     for (key, value) in KEYS.iter().zip(config.written()) {
-        line(&mut text, format_args!("{} = {value}  # {}", key.name, sources.of(key.name)));
+        let source = sources.of(key.name);
+        let mark = if key.kind.is_secret() && *source != Source::Default { "# " } else { "" };
+        line(&mut text, format_args!("{mark}{} = {value}  # {source}", key.name));
     }
     text
 }

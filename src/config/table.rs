@@ -16,6 +16,7 @@ use log::LevelFilter;
 
 use super::layer::Layers;
 use super::place::{Addresses, At, OptionalPath};
+use super::secret::{OptionalSecret, Secret};
 use super::source::{ConfigError, Sources};
 use super::units::{GIB, KIB, TIB};
 use super::value::{Choice, Count, Describe, Kind, OrWord, Size, Span, Switch};
@@ -37,6 +38,11 @@ impl Key {
     /// `SHUTDOWN_TIMEOUT` for `shutdown_timeout`.
     pub(super) fn variable(&self) -> String {
         self.name.to_ascii_uppercase()
+    }
+
+    /// `DATABASE_URL_FILE` for `database_url`, for secrets.
+    pub(super) fn file_variable(&self) -> Option<String> {
+        self.kind.is_secret().then(|| format!("{}_FILE", self.variable()))
     }
 
     /// `shutdown-timeout` for `shutdown_timeout`.
@@ -234,6 +240,37 @@ keys! {
 
         /// File that the report of the shutdown is written to, as JSON; nothing writes no file.
         shutdown_report_path: Option<PathBuf> = "" in OptionalPath;
+    }
+    Data {
+        /// The database: `postgres://user:password@host/name`, `sqlite:PATH`, `sqlite::memory:`, or
+        /// `off` for none. Without one it is the file `ebbtide.db` in the working directory.
+        database_url: Option<Secret> = "" in OptionalSecret("an address of a database");
+
+        /// Threads, each with a connection, that keep single statements in flight together.
+        pool_pipelined: usize = "4" in Count { min: 1, max: 256 };
+
+        /// Threads, each with a connection, for transactions and whatever else needs one to itself.
+        pool_exclusive: usize = "8" in Count { min: 1, max: 1024 };
+
+        /// Jobs that may wait for a thread of either kind; beyond it 503 with Retry-After.
+        pool_queue: usize = "1024" in Count { min: 1, max: MILLION };
+
+        /// How long a job may wait for a thread; beyond it 503 with Retry-After.
+        pool_queue_timeout: Duration = "1s" in PATIENCE;
+
+        /// From submitting a job to giving it up, whatever the database does. At least
+        /// `statement_timeout`.
+        pool_job_timeout: Duration = "5s" in PATIENCE;
+
+        /// How long the database may work on one statement.
+        statement_timeout: Duration = "2s" in PATIENCE;
+
+        /// A Redis server: `redis://:password@host:6379/0`. Wants the feature `redis`.
+        redis_url: Option<Secret> = "" in OptionalSecret("an address of a Redis server");
+
+        /// Where panics and responses of 500 and above are reported: the DSN of a Sentry project.
+        /// Wants the feature `sentry`.
+        sentry_dsn: Option<Secret> = "" in OptionalSecret("a DSN");
     }
     Logs {
         /// The least severe level that is logged.

@@ -51,6 +51,11 @@ pub(super) trait Describe: Sync {
     fn bare_flag(&self) -> Option<&'static str> {
         None
     }
+
+    /// Whether a value is never shown, and may be given as the path of a file.
+    fn is_secret(&self) -> bool {
+        false
+    }
 }
 
 /// A kind of values: `read` takes what `write` made back to the same value.

@@ -21,8 +21,8 @@ pub struct Exchange {
     pub status: u16,
     pub bytes: u64,
     pub refused: bool,
-    /// Whether its handler waited for the body when the server decided over its head.
-    pub wanted_body: bool,
+    /// What its handler waited for when its response's head was decided.
+    pub handler_waited_for: &'static str,
     /// Where its last byte lies in the connection's output, once hyper has written it.
     pub mark: Option<u64>,
     pub route: Option<Rc<Route>>,
@@ -45,7 +45,7 @@ impl Exchange {
             status: 0,
             bytes: 0,
             refused: false,
-            wanted_body: false,
+            handler_waited_for: hold::HANDLER,
             mark: None,
             route: None,
             id: None,
@@ -57,13 +57,14 @@ impl Exchange {
 
     /// As new, but for the room that its path takes.
     fn reset(&mut self, now: Instant) {
-        let Exchange { method, path, begun, status, bytes, refused, wanted_body, .. } = self;
+        let Exchange { method, path, begun, status, bytes, refused, .. } = self;
         (*method, *begun, *status, *bytes) = (Method::GET, now, 0, 0);
-        (*refused, *wanted_body) = (false, false);
+        *refused = false;
         path.clear();
-        let Exchange { mark, route, id, responded, watched, waited_for, .. } = self;
+        let Exchange { mark, route, id, responded, watched, .. } = self;
         (*mark, *route, *id) = (None, None, None);
-        (*responded, *watched, *waited_for) = (None, None, hold::HANDLER);
+        (*responded, *watched) = (None, None);
+        (self.handler_waited_for, self.waited_for) = (hold::HANDLER, hold::HANDLER);
     }
 
     /// Lists it for other threads, or says there what it waits for now.

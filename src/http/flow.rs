@@ -44,6 +44,8 @@ pub struct Flow {
     pub(super) is_close_delimited: Cell<bool>,
     /// Whether the handler of the request at hand panicked.
     pub(super) has_panicked: Cell<bool>,
+    /// What the handler of the request at hand waits for, when that is known.
+    pub(super) awaited: Cell<Option<&'static str>>,
     /// Whether the gate turned the last head down.
     pub(super) gate_rejected: Cell<bool>,
     stage: Cell<Stage>,
@@ -155,6 +157,7 @@ impl Flow {
             close_announced: Cell::new(false),
             is_close_delimited: Cell::new(false),
             has_panicked: Cell::new(false),
+            awaited: Cell::new(None),
             gate_rejected: Cell::new(false),
             stage: Cell::new(Stage::Idle),
             verdict: Cell::new(None),
@@ -213,6 +216,7 @@ impl Flow {
         self.verdict.set(None);
         self.incoming.set(NO_BODY);
         self.has_panicked.set(false);
+        self.awaited.set(None);
         drop(self.token.take());
         let mut exchanges = self.exchanges.borrow_mut();
         let exchange = exchanges.begin(self.site.now.get());
@@ -237,6 +241,9 @@ impl Flow {
         exchange.responded = Some(self.site.now.get());
         exchange.refused = self.verdict.get().is_some_and(Verdict::is_refusal)
             || (status.is_server_error() && self.site.shutdown.is_cancelled());
+        if self.verdict.get().is_none() {
+            exchange.handler_waited_for = self.awaited.get().unwrap_or(hold::HANDLER);
+        }
         exchange.id.clone()
     }
 
@@ -292,6 +299,11 @@ impl Flow {
         }
     }
 
+    /// The route of the request at hand, if one was found.
+    pub(super) fn route(&self) -> Option<Rc<Route>> {
+        self.exchanges.borrow().at_hand()?.route.clone()
+    }
+
     /// The id that the response should carry, if there is one by now.
     pub(super) fn known_id(&self) -> Option<Rc<str>> {
         self.exchanges.borrow().at_hand()?.id.clone()
@@ -320,7 +332,7 @@ impl Flow {
         if self.stage.get() == Stage::Handling && self.verdict.get().is_none() {
             self.verdict.set(Some(verdict));
             if let Some(exchange) = self.exchanges.borrow_mut().at_hand_mut() {
-                exchange.wanted_body = self.incoming.get().awaited_since.is_some();
+                exchange.handler_waited_for = self.handler_waits_for();
             }
         }
     }
@@ -395,10 +407,15 @@ impl Flow {
     pub(super) fn waits_for(&self) -> &'static str {
         match self.stage.get() {
             _ if self.incoming.get().awaited_since.is_some() => hold::REQUEST_BODY,
-            Stage::Handling => hold::HANDLER,
+            Stage::Handling => self.handler_waits_for(),
             Stage::Streaming => hold::RESPONSE_BODY,
             Stage::Idle => hold::CLIENT_TO_TAKE,
         }
+    }
+
+    fn handler_waits_for(&self) -> &'static str {
+        let awaits_body = self.incoming.get().awaited_since.map(|_| hold::REQUEST_BODY);
+        awaits_body.or(self.awaited.get()).unwrap_or(hold::HANDLER)
     }
 
     /// The request at hand, or the oldest one whose response is not all taken.
@@ -484,10 +501,10 @@ impl Flow {
     pub(super) fn settle(&self, position: u64) {
         let mut exchanges = self.exchanges.borrow_mut();
         while let Some(exchange) = exchanges.settled(position) {
-            let (outcome, waited_for) = match (exchange.refused, exchange.wanted_body) {
-                (false, _) => (RequestOutcome::Answered, exchange.waited_for),
-                (true, true) => (RequestOutcome::Refused, hold::REQUEST_BODY),
-                (true, false) => (RequestOutcome::Refused, hold::HANDLER),
+            let (outcome, waited_for) = if exchange.refused {
+                (RequestOutcome::Refused, exchange.handler_waited_for)
+            } else {
+                (RequestOutcome::Answered, exchange.waited_for)
             };
             self.close_exchange(exchange, outcome, waited_for);
             exchanges.forget_settled();

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use http::StatusCode;
 use hyper::server::conn::http1;
 
 use super::connection::Means;
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{Flow, Frame};
 use super::hold::{self, Why};
-use super::limits::HIBERNATE_AFTER;
+use super::limits::{HIBERNATE_AFTER, HOT_MAX};
 use super::linger::{Linger, Manner};
 use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
@@ -32,6 +34,7 @@ pub(super) struct Hot<T: Transport + 'static> {
     conn: http1::Connection<Io<T>, Gate>,
     wire: Rc<RefCell<Wire<T>>>,
     flow: Rc<Flow>,
+    _counted: Counted,
     waker: Waker,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
@@ -51,6 +54,22 @@ pub(super) struct Hot<T: Transport + 'static> {
     stalled: bool,
     /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
     unacknowledged: usize,
+}
+
+/// A place in [`Site::hot`].
+struct Counted(Rc<Site>);
+
+impl Counted {
+    fn new(site: &Rc<Site>) -> Counted {
+        site.hot.set(site.hot.get() + 1);
+        Counted(Rc::clone(site))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.hot.set(self.0.hot.get() - 1);
+    }
 }
 
 /// What a run ended with.
@@ -79,6 +98,7 @@ impl<T: Transport> Hot<T> {
             conn: site.builder.serve_connection(io, Gate::new(Rc::clone(&flow))),
             wire,
             flow,
+            _counted: Counted::new(site),
             waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
             attached: true,
             pieces: Pieces::Copied,
@@ -390,7 +410,9 @@ impl<T: Transport> Hot<T> {
             Some(since) => since + HIBERNATE_AFTER.min(limits.head_timeout),
             None => self.idle_since + HIBERNATE_AFTER.min(limits.keep_alive_timeout),
         };
-        if let Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing = site.mode.get() {
+        let is_draining =
+            matches!(site.mode.get(), Mode::Draining { .. } | Mode::Cancelling | Mode::Refusing);
+        if is_draining || site.hot.get() > HOT_MAX {
             at = now;
         }
         if now < at {
@@ -424,12 +446,15 @@ impl<T: Transport> Hot<T> {
         }
         if error.is_user() {
             let (method, path) = self.flow.target();
+            let what = chain(error);
             log::error!(
                 event_type = "response_failed",
                 method = method.as_str(),
                 path = path.as_str();
-                "a response body failed: {}", chain(error)
+                "a response body failed: {what}"
             );
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            tell_failure(&self.flow, status, FailureCause::Body(&what));
             if self.flow.is_close_delimited.get() {
                 return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
             }

@@ -87,6 +87,12 @@ pub const BODY_RATE_AFTER: Duration = Duration::from_secs(10);
 /// slot.
 pub const HIBERNATE_AFTER: Duration = Duration::from_secs(1);
 
+/// Connections that hyper may work on at once on one worker, as far as it depends on us: who has
+/// nothing at hand while there are more hibernates at once. Each takes 10 KiB or more, so that a
+/// crowd of thousands that comes within [`HIBERNATE_AFTER`] would fill a small container, while the
+/// price is a rebuild (a third of a small request's time) for those above the number only.
+pub const HOT_MAX: usize = 512;
+
 /// Bytes that one connection may read and write in one turn, so that no ready connection waits
 /// longer than others' turns of this size.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;

@@ -20,6 +20,7 @@ pub mod body;
 mod chunked;
 pub mod connection;
 mod exchange;
+mod failure;
 pub mod flow;
 pub mod head;
 pub mod hold;
@@ -37,6 +38,7 @@ pub mod watch;
 pub mod wire;
 
 pub use body::{Body, BodyError, RequestBody};
+pub use failure::{Failure, FailureCause, OnFailure};
 pub use limits::Limits;
 pub use message::{IntoResponse, Request, Response};
 pub use site::HalfClose;

@@ -24,10 +24,12 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use super::body::OutBody;
+use super::failure::{FailureCause, tell_failure};
 use super::flow::{BodyOwner, Flow, Frame, Splice};
 use super::message::{IntoResponse, Request, Response};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
+use crate::awaited;
 use crate::ledger::RejectedCode;
 use crate::said::panic_message;
 
@@ -319,6 +321,11 @@ impl CallFuture {
             // From now on a request that waits is listed as waiting.
             self.flow.site().watch.returned();
         }
+        // Taken in any case: what one handler leaves is not for the next.
+        let awaited = awaited::take();
+        if matches!(result, Ok(Poll::Pending)) {
+            self.flow.awaited.set(awaited);
+        }
         let response = match result {
             Ok(poll) => ready!(poll),
             Err(panic) => panicked(&self.flow, &*panic),
@@ -369,6 +376,9 @@ impl CallFuture {
             flow.close_announced.set(true);
         }
         // A handler may have a say of its own in how the connection goes on.
+        if response.status().is_server_error() && !flow.has_panicked.get() {
+            tell_failure(flow, response.status(), FailureCause::Status);
+        }
         let advertises = flow.persists.get()
             && mode == Mode::Serving
             && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
@@ -431,6 +441,7 @@ fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
 
 pub(super) fn log_panic(flow: &Flow, panic: &(dyn Any + Send)) {
     let what = panic_message(panic);
+    tell_failure(flow, StatusCode::INTERNAL_SERVER_ERROR, FailureCause::Panic(what));
     let (method, path) = flow.target();
     log::error!(
         event_type = "handler_panicked",

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use hyper::server::conn::http1;
 
+use super::failure::OnFailure;
 use super::flow::Splice;
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
 use super::message::Media;
@@ -35,6 +36,10 @@ pub struct Site {
     pub answered: RefCell<Vec<AnsweredRequest>>,
     /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// Who is told of panics and of responses that say the server failed.
+    pub on_failure: Option<OnFailure>,
+    /// How many connections hyper works on.
+    pub hot: Cell<usize>,
     /// The host that a request named last, which is well-formed (or empty: nothing yet).
     pub last_host: RefCell<Vec<u8>>,
     /// Where ids of requests come from that brought none.

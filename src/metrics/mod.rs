@@ -115,6 +115,38 @@ pub struct Facts {
     pub hook_seconds: Vec<(String, f64)>,
     /// Log lines lost since the start.
     pub log_lines_dropped: u64,
+    /// One for each pool of threads that own connections.
+    pub pools: Vec<PoolFacts>,
+}
+
+/// What a scrape is told of one pool.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolFacts {
+    /// A plain word.
+    pub name: &'static str,
+    /// Threads that serve, each with a connection or about to have one.
+    pub threads: u64,
+    /// Threads with a job in hand.
+    pub busy: u64,
+    /// Jobs that wait for a thread.
+    pub queue_length: u64,
+    /// Seconds that jobs waited for a thread.
+    pub wait: HistogramFacts,
+    /// Seconds that threads had jobs in hand.
+    pub run: HistogramFacts,
+    /// Jobs by how they ended, plain words.
+    pub outcomes: Vec<(&'static str, u64)>,
+}
+
+/// Observations that were counted elsewhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HistogramFacts {
+    /// Upper bounds, growing.
+    pub bounds: &'static [f64],
+    /// Observations of each bucket, not cumulated; one more than `bounds`, for what is larger.
+    pub counts: Vec<u64>,
+    /// The sum of all observations.
+    pub sum: f64,
 }
 
 /// One metric as users see it.
@@ -212,6 +244,19 @@ table! {
         "Shutdowns that ended requests or connections by force.";
     HOOK_SECONDS: Gauge "shutdown_hook_seconds" ["hook"]
         "Time that a clean-up hook took, or was waited for; no series before it has ended.";
+    POOL_THREADS: Gauge "pool_threads" ["pool"]
+        "Threads of a pool, each with a connection or about to have one.";
+    POOL_BUSY: Gauge "pool_busy" ["pool"]
+        "Threads of a pool with a job in hand.";
+    POOL_QUEUE: Gauge "pool_queue_length" ["pool"]
+        "Jobs that wait for a thread of a pool.";
+    POOL_WAIT: Histogram "pool_job_wait_seconds" ["pool"]
+        "Time from submitting a job to a thread's taking it.";
+    POOL_RUN: Histogram "pool_job_run_seconds" ["pool"]
+        "Time from a thread's taking a job to its end.";
+    POOL_JOBS: Counter "pool_jobs_total" ["pool,outcome"]
+        "Jobs by how they ended: done, failed (the database or the closure returned an error), \
+         cancelled, timed_out, lost (with its connection), refused (never begun) or panicked.";
     LOG_DROPPED: Counter "log_lines_dropped_total" [""]
         "Log lines lost because whoever reads the log did not keep up or went away.";
     BUILD: Gauge "build_info" ["version,revision"]

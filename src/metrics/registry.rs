@@ -14,10 +14,11 @@ use prometheus::{
 use super::process::{self, Process};
 use super::{
     ACCEPTED, ACTIVE_AT_SHUTDOWN, BUILD, CLOSED, CONNECTION_OUTCOMES, CONNECTION_STATES,
-    CONNECTIONS, CPU_SECONDS, FINISHED, FORCED, Facts, HOOK_SECONDS, IN_FLIGHT, LATE_BYTES,
-    LOG_DROPPED, MAX_FDS, METHODS, OPEN_FDS, OTHER_METHOD, PHASE, PHASES, REJECTED,
-    REJECTION_CODES, REQUEST_BUCKETS, REQUEST_OUTCOMES, REQUEST_SECONDS, REQUESTS, RESIDENT_BYTES,
-    Row, SHUTDOWN_SECONDS, START_SECONDS, THREADS, TURN_BUCKETS, TURN_SECONDS, VIRTUAL_BYTES,
+    CONNECTIONS, CPU_SECONDS, FINISHED, FORCED, Facts, HOOK_SECONDS, HistogramFacts, IN_FLIGHT,
+    LATE_BYTES, LOG_DROPPED, MAX_FDS, METHODS, OPEN_FDS, OTHER_METHOD, PHASE, PHASES, POOL_BUSY,
+    POOL_JOBS, POOL_QUEUE, POOL_RUN, POOL_THREADS, POOL_WAIT, PoolFacts, REJECTED, REJECTION_CODES,
+    REQUEST_BUCKETS, REQUEST_OUTCOMES, REQUEST_SECONDS, REQUESTS, RESIDENT_BYTES, Row,
+    SHUTDOWN_SECONDS, START_SECONDS, THREADS, TURN_BUCKETS, TURN_SECONDS, VIRTUAL_BYTES,
 };
 
 /// One server's metrics. Cloneable; clones are the same metrics.
@@ -231,7 +232,40 @@ impl Exposition {
         if !hooks.is_empty() {
             self.labelled(&HOOK_SECONDS, hooks);
         }
+        if !facts.pools.is_empty() {
+            self.pools(&facts.pools);
+        }
         self.single(&LOG_DROPPED, facts.log_lines_dropped);
+    }
+
+    fn pools(&mut self, pools: &[PoolFacts]) {
+        self.labelled(&POOL_THREADS, pools.iter().map(|pool| (pool.name, pool.threads)));
+        self.labelled(&POOL_BUSY, pools.iter().map(|pool| (pool.name, pool.busy)));
+        self.labelled(&POOL_QUEUE, pools.iter().map(|pool| (pool.name, pool.queue_length)));
+        self.histograms(&POOL_WAIT, pools.iter().map(|pool| (pool.name, pool.wait.clone())));
+        self.histograms(&POOL_RUN, pools.iter().map(|pool| (pool.name, pool.run.clone())));
+        self.head(&POOL_JOBS);
+        for pool in pools {
+            for (outcome, count) in &pool.outcomes {
+                self.sample(POOL_JOBS.name, &labels(&POOL_JOBS), &[&pool.name, outcome], count);
+            }
+        }
+    }
+
+    /// Histograms of one label that were counted elsewhere.
+    fn histograms(&mut self, row: &Row, all: impl Iterator<Item = (&'static str, HistogramFacts)>) {
+        self.head(row);
+        let (bucket, label) = (format!("{}_bucket", row.name), [row.labels, "le"]);
+        for (value, facts) in all {
+            let mut sum = 0;
+            let bounds = facts.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+            for (bound, count) in bounds.zip(&facts.counts) {
+                sum += count;
+                self.sample(&bucket, &label, &[&value, &bound], sum);
+            }
+            self.sample(&format!("{}_sum", row.name), &label[..1], &[&value], facts.sum);
+            self.sample(&format!("{}_count", row.name), &label[..1], &[&value], sum);
+        }
     }
 
     fn build(&mut self) {

@@ -228,6 +228,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// What one attempt to accept brought.
 #[derive(Debug)]
 pub enum Accepted<S> {
+    /// A connection, and who is at its other end.
     Connection(S, Peer),
     /// The queue is empty.
     Nothing,

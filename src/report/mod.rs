@@ -54,8 +54,22 @@ pub struct Report {
     /// The slowest requests that were in flight during the shutdown, had to wait and were answered
     /// or abandoned: at most ten, slowest first.
     pub slowest: Vec<LostLine>,
+    /// What the databases were doing when the shutdown cancelled it, oldest first in each pool: at
+    /// most 200.
+    pub cancelled_jobs: Vec<JobLine>,
     /// The status the process should end with.
     pub exit_status: u8,
+}
+
+/// A job of a database that the shutdown cancelled.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobLine {
+    /// The threads that had it.
+    pub pool: &'static str,
+    /// Its statement, or what its submitter called it.
+    pub statement: String,
+    /// From a thread's taking it to its cancelling.
+    pub age_seconds: f64,
 }
 
 /// One request, with its end. Most are of requests that were refused or cut.
@@ -130,6 +144,7 @@ impl Report {
             slowest: Vec::new(),
             hooks: Vec::new(),
             other_work: 0,
+            cancelled_jobs: Vec::new(),
             exit_status: 1,
         }
     }
@@ -206,6 +221,7 @@ impl Report {
             "late_bytes": counts.late_bytes,
             "lost": self.lost,
             "lost_unnamed": self.lost_unnamed,
+            "cancelled_jobs": self.cancelled_jobs,
             "hooks": self.hooks.iter().map(|hook| hook_json(hook, cleaning)).collect::<Vec<_>>(),
             "other_work": self.other_work,
             "slowest": self.slowest,

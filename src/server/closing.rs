@@ -73,6 +73,7 @@ impl Control {
             slowest: slowest.iter().map(|request| LostLine::new(request, begun)).collect(),
             hooks,
             other_work,
+            cancelled_jobs: self.cancelled_jobs.take().unwrap_or_default(),
             exit_status,
         }
     }

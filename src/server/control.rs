@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::balance::Shares;
 use super::dealer::Dealer;
 use super::elders::Elders;
-use super::endpoint::{Command, Endpoint};
+use super::endpoint::{Command, Endpoint, Source};
 use super::handle::GracefulShutdown;
 use super::holders::Inquiry;
 use super::hooks;
@@ -27,6 +28,7 @@ use crate::reactor::mailbox::Mailbox;
 use crate::reactor::slots::Token;
 use crate::reactor::socket::Readiness;
 use crate::reactor::turn::{Host, Key, earliest};
+use crate::report::JobLine;
 use crate::signals::{Caught, Signals};
 
 /// What control is told.
@@ -81,6 +83,8 @@ pub struct Control {
     pub public: Option<Endpoint>,
     /// `Some` when workers get connections from a queue that they share.
     pub dealer: Option<Dealer>,
+    /// `Some` when there are workers.
+    pub shares: Option<Arc<Shares>>,
     /// `Some` with `reuse_port`, until there are none.
     pub elders: Option<Elders>,
     pub workers: Vec<WorkerView>,
@@ -89,6 +93,8 @@ pub struct Control {
     pub cleanup: Cleanup,
     /// How many of its reports have been told.
     pub hooks_told: usize,
+    /// What the databases were doing when it was cancelled; `Some` from then on.
+    pub cancelled_jobs: Option<Vec<JobLine>>,
     /// When each phase after the first began.
     pub phases: Vec<(Phase, Instant)>,
     pub reason: String,
@@ -210,8 +216,15 @@ impl Control {
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Drain { .. } => self.look_for_elders(now),
-            Order::Cancel => self.handle.cancellation().cancel(),
-            Order::Announce | Order::Resume | Order::Refuse | Order::Cut => {}
+            Order::Cancel => {
+                // First: handlers that hear of it drop their tickets.
+                self.name_jobs(now);
+                // Before the jobs end: what a handler answers for want of one is a refusal.
+                self.handle.cancellation().cancel();
+                self.cancel_jobs(now);
+            }
+            Order::Cut => self.cancel_jobs(now),
+            Order::Announce | Order::Resume | Order::Refuse => {}
             Order::CleanUp => self.clean_up(now),
             Order::Stop => self.verdict = Some(Verdict::Stopped),
             Order::Quit(status) => self.verdict = Some(Verdict::Quit(status)),
@@ -257,13 +270,24 @@ impl Control {
         if let Some(dealer) = &mut self.dealer {
             dealer.obey(command, now);
         }
-        for worker in &self.workers {
-            if let Some(mailbox) = &worker.mailbox {
-                mailbox.post(WorkerMail::Order(command));
-            }
-        }
+        self.tell_workers(command);
         if let Some(public) = &mut self.public {
             public.obey(command, now);
+        }
+    }
+
+    fn tell_workers(&self, command: Command) {
+        for mailbox in self.workers.iter().filter_map(|worker| worker.mailbox.as_ref()) {
+            mailbox.post(WorkerMail::Order(command));
+        }
+    }
+
+    /// Has each worker know the others, to whom it may give connections.
+    pub fn introduce_workers(&self) {
+        let mailboxes = || self.workers.iter().filter_map(|worker| worker.mailbox.clone());
+        let all: Arc<[_]> = mailboxes().collect();
+        for mailbox in all.iter() {
+            mailbox.post(WorkerMail::Neighbours(Arc::clone(&all)));
         }
     }
 
@@ -342,6 +366,11 @@ impl Control {
     /// A server without one of its workers is no server: its share of the connections is gone.
     fn worker_lost(&mut self, index: usize, now: Instant) {
         self.workers[index].is_lost = true;
+        if let Some(shares) = &self.shares {
+            shares.lose(index);
+        }
+        // What it would have said itself.
+        self.tell_workers(Command::DealingDone(Source::Worker(index)));
         if let Some(dealer) = &mut self.dealer {
             dealer.lose(index);
         }
@@ -381,6 +410,7 @@ impl Control {
             counts: self.status.counts(),
             other_work: self.handle.other_work(),
             hooks: self.cleanup.running(now),
+            data: self.status.data(),
         }
     }
 

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::endpoint::Command;
+use super::endpoint::{Command, Source};
 use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::listener::Bound;
@@ -94,7 +94,7 @@ impl Dealer {
             | Command::Resume
             | Command::Refuse
             | Command::Lead
-            | Command::DealingDone
+            | Command::DealingDone(_)
             | Command::Consolidate
             | Command::Leave => {}
         }
@@ -117,7 +117,7 @@ impl Dealer {
         if self.entrance.is_closed() && !self.has_said_done {
             self.has_said_done = true;
             for mailbox in self.workers.iter().flatten() {
-                mailbox.post(WorkerMail::Order(Command::DealingDone));
+                mailbox.post(WorkerMail::Order(Command::DealingDone(Source::Control)));
             }
         }
     }
@@ -173,7 +173,7 @@ mod tests {
         let take = |mailbox: &Mailbox<WorkerMail>| {
             let mail: Vec<WorkerMail> = std::iter::from_fn(|| mailbox.take()).collect();
             let is_connection = |mail: &&WorkerMail| matches!(mail, WorkerMail::Connection(..));
-            let is_done = matches!(mail.last(), Some(WorkerMail::Order(Command::DealingDone)));
+            let is_done = matches!(mail.last(), Some(WorkerMail::Order(Command::DealingDone(_))));
             (mail.iter().filter(is_connection).count(), is_done)
         };
         mailboxes.iter().map(take).collect()

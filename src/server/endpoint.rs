@@ -3,10 +3,12 @@
 //! The worker's share of the server. It owns the slots and the deadlines; what a connection does in
 //! a run is the connection's business, when it runs is the endpoint's.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::balance::{Balance, Fresh, Give};
 use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::holders::HOLDS_MAX;
@@ -33,8 +35,10 @@ pub struct Endpoint<L: Acceptor = Listener> {
     registrar: L::Registrar,
     capacity: Arc<Capacity>,
     entrance: Entrance<L>,
-    /// Whether connections may come that control has accepted.
-    is_dealt_to: bool,
+    /// Who may still send connections that it has accepted.
+    sources: Vec<Source>,
+    /// `Some` beside other workers.
+    balance: Option<Balance<L::Stream>>,
     slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
@@ -64,20 +68,34 @@ struct Slot<S: Transport + 'static> {
     queued: bool,
 }
 
+/// Who sends a worker connections that it has accepted itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From a queue that all workers share.
+    Control,
+    /// Another worker, which would have more than its share.
+    Worker(usize),
+}
+
 /// What control tells its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Lame duck: responses announce the close.
     Announce,
     /// The shutdown was taken back.
     Resume,
+    /// Retire the listeners, and treat each connection by its state.
     Drain(Grace),
+    /// Tell the handlers to come to an end.
     Cancel,
+    /// Answer 503 where there is no response head yet.
     Refuse,
+    /// End what is left.
     Cut,
     /// No older server shares our ports.
     Lead,
-    /// Control's listeners are closed: no connection comes from there any more.
-    DealingDone,
+    /// No accepted connection comes from there any more.
+    DealingDone(Source),
     /// Tidy up the thread's heap: memory is going to be given back.
     Consolidate,
     /// End the thread.
@@ -99,6 +117,8 @@ impl Endpoint {
 }
 
 impl<L: Acceptor> Endpoint<L> {
+    /// Without listeners yet. Keys of its connections will be in `space`, those of its listeners in
+    /// the next.
     pub fn new(
         space: u8,
         site: Site,
@@ -112,7 +132,8 @@ impl<L: Acceptor> Endpoint<L> {
             registrar,
             capacity,
             entrance: Entrance::default(),
-            is_dealt_to: false,
+            sources: Vec::new(),
+            balance: None,
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
             runnable: Vec::new(),
@@ -136,9 +157,21 @@ impl<L: Acceptor> Endpoint<L> {
         Key::new(self.space + 1, Token::from_bits(self.entrance.len() as u64))
     }
 
-    /// Has it wait for [`Command::DealingDone`] before it is quiet.
-    pub fn expect_dealing(&mut self) {
-        self.is_dealt_to = true;
+    /// Has it wait for [`Command::DealingDone`] of `source` before it is quiet.
+    pub fn expect(&mut self, source: Source) {
+        self.sources.push(source);
+    }
+
+    /// Has it count its connections beside those of other workers.
+    pub(super) fn balance(&mut self, balance: Balance<L::Stream>) {
+        self.balance = Some(balance);
+    }
+
+    /// The others can be given connections from now on, until the drain.
+    pub(super) fn begin_balancing(&mut self, give: Give<L::Stream>) {
+        if let Some(balance) = &mut self.balance {
+            balance.begin(give);
+        }
     }
 
     /// Whether `key` is of one of its spaces.
@@ -146,6 +179,7 @@ impl<L: Acceptor> Endpoint<L> {
         key.space() == self.space || key.space() == self.space + 1
     }
 
+    /// Readiness came for `key`, which may be stale.
     pub fn ready(&mut self, key: Key, readiness: Readiness) {
         if key.space() != self.space {
             self.entrance.ready(key.token().index());
@@ -156,16 +190,19 @@ impl<L: Acceptor> Endpoint<L> {
         enqueue(&mut self.runnable, slot, key.token());
     }
 
+    /// The task behind `key` was woken; the key may be stale.
     pub fn woken(&mut self, key: Key) {
         if let Some(slot) = self.slots.get_mut(key.token()) {
             enqueue(&mut self.runnable, slot, key.token());
         }
     }
 
+    /// Whether something is to be done that no event will announce.
     pub fn is_busy(&self) -> bool {
         !self.runnable.is_empty() || self.entrance.is_busy(self.site.now.get())
     }
 
+    /// When [`expire`](Self::expire) is due.
     pub fn deadline(&self) -> Option<Instant> {
         let wheel = self.wheel.next().map(|tick| self.wheel.instant_of(tick));
         let flush =
@@ -173,6 +210,7 @@ impl<L: Acceptor> Endpoint<L> {
         earliest(earliest(wheel, self.entrance.deadline()), flush)
     }
 
+    /// Makes those runnable whose deadlines are due.
     pub fn expire(&mut self, now: Instant) {
         let tick = self.wheel.now_tick(now);
         let mut due = std::mem::take(&mut self.due);
@@ -220,7 +258,7 @@ impl<L: Acceptor> Endpoint<L> {
     /// Whether its listeners are retired and its connections gone, those included that control has
     /// accepted for it.
     pub fn is_quiet(&self) -> bool {
-        self.entrance.is_closed() && !self.is_dealt_to && self.slots.is_empty()
+        self.entrance.is_closed() && self.sources.is_empty() && self.slots.is_empty()
     }
 
     /// Does what control says.
@@ -231,6 +269,7 @@ impl<L: Acceptor> Endpoint<L> {
             Command::Resume => self.enter(Mode::Serving),
             Command::Drain(grace) => {
                 self.enter(Mode::Draining { since: now, grace: self.spread(grace) });
+                self.end_balancing();
                 self.entrance.retire(now);
                 self.run_all(Connection::recheck);
             }
@@ -245,6 +284,7 @@ impl<L: Acceptor> Endpoint<L> {
                 self.run_all(Connection::refuse);
             }
             Command::Cut => {
+                self.end_balancing();
                 self.entrance.cut();
                 let tokens: Vec<Token> = self.slots.tokens().collect();
                 for token in tokens {
@@ -255,7 +295,7 @@ impl<L: Acceptor> Endpoint<L> {
                 }
             }
             Command::Lead => self.entrance.lead(),
-            Command::DealingDone => self.is_dealt_to = false,
+            Command::DealingDone(source) => self.sources.retain(|other| *other != source),
             Command::Consolidate => consolidate_heap(),
             Command::Leave => {}
         }
@@ -311,17 +351,40 @@ impl<L: Acceptor> Endpoint<L> {
     fn accept(&mut self, now: Instant) {
         let mut entrance = std::mem::take(&mut self.entrance);
         let capacity = Arc::clone(&self.capacity);
-        entrance.accept(now, &capacity, |stream, peer, seat| self.open(stream, peer, seat));
+        entrance.accept(now, &capacity, |stream, peer, seat| {
+            let fresh = (stream, peer, seat);
+            let kept = match &self.balance {
+                Some(balance) => balance.keep(fresh),
+                None => Some(fresh),
+            };
+            if let Some(fresh) = kept {
+                self.open(fresh);
+            }
+        });
         self.entrance = entrance;
     }
 
     /// Takes a connection that control has accepted.
     pub fn take(&mut self, stream: L::Stream, peer: Peer, seat: Seat, now: Instant) {
-        self.site.now.set(now);
-        self.open(stream, peer, seat);
+        if let Some(balance) = &self.balance {
+            balance.opened();
+        }
+        self.take_given((stream, peer, seat), now);
     }
 
-    fn open(&mut self, mut stream: L::Stream, peer: Peer, seat: Seat) {
+    /// Takes a connection that another worker has accepted.
+    pub(super) fn take_given(&mut self, fresh: Fresh<L::Stream>, now: Instant) {
+        self.site.now.set(now);
+        self.open(fresh);
+    }
+
+    fn end_balancing(&mut self) {
+        if let Some(balance) = &mut self.balance {
+            balance.end();
+        }
+    }
+
+    fn open(&mut self, (mut stream, peer, seat): Fresh<L::Stream>) {
         self.site.ledger.opened();
         let token = self.slots.insert(Slot {
             // A placeholder's place is needed before the key is known: register, then store.
@@ -409,6 +472,9 @@ impl<L: Acceptor> Endpoint<L> {
         self.wheel.cancel(token.index());
         self.site.ledger.closed(slot.booked, outcome);
         drop(slot);
+        if let Some(balance) = &self.balance {
+            balance.closed();
+        }
         self.capacity.give_back();
         self.entrance.resume();
     }
@@ -450,6 +516,13 @@ impl Command {
             Order::Cut => Some(Command::Cut),
             Order::CleanUp | Order::Stop | Order::Quit(_) => None,
         }
+    }
+}
+
+impl<L: Acceptor> fmt::Debug for Endpoint<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut endpoint = f.debug_struct("Endpoint");
+        endpoint.field("connections", &self.slots.len()).finish_non_exhaustive()
     }
 }
 

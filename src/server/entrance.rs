@@ -56,6 +56,7 @@ impl<L: Acceptor> Entrance<L> {
         self.listeners.len()
     }
 
+    /// Accepts from `listener` as well.
     pub fn add(&mut self, listener: L) {
         self.listeners.push(listener);
     }
@@ -77,15 +78,18 @@ impl<L: Acceptor> Entrance<L> {
         self.listeners.iter_mut().for_each(L::resume);
     }
 
+    /// Whether something is to be done that no event will announce.
     pub fn is_busy(&self, now: Instant) -> bool {
         self.listeners.iter().any(|listener| listener.is_ready(now))
             || self.stage_ends().is_some_and(|at| now >= at)
     }
 
+    /// When it is busy again at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         earliest(self.listeners.iter().filter_map(L::deadline).min(), self.stage_ends())
     }
 
+    /// Whether the last listener is gone.
     pub fn is_closed(&self) -> bool {
         self.stage == Stage::Closed
     }
@@ -234,6 +238,7 @@ pub enum Seat {
 }
 
 impl Capacity {
+    /// For `max` connections.
     pub fn new(max: usize) -> Arc<Capacity> {
         Arc::new(Capacity { open: AtomicUsize::new(0), max })
     }

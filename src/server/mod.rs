@@ -1,11 +1,13 @@
 //! The server: workers, listeners and control put together. The only module that sees everything.
 
 mod address;
+mod balance;
 mod closing;
 mod control;
+mod data;
 mod dealer;
 mod elders;
-pub(crate) mod endpoint;
+pub mod endpoint;
 pub(crate) mod entrance;
 mod error;
 mod handle;
@@ -16,7 +18,7 @@ mod listener;
 mod manager;
 mod narrate;
 mod options;
-mod site;
+pub mod site;
 mod trim;
 mod worker;
 
@@ -27,6 +29,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 pub use self::address::{Address, AddressError};
+use self::balance::Shares;
 use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
 use self::dealer::Dealer;
 use self::elders::Elders;
@@ -125,6 +128,7 @@ impl Server {
                 metrics: metrics.clone(),
                 half_close: options.client_half_close,
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
+                on_failure: options.on_failure.clone(),
                 id_prefix: prefix.wrapping_add(index),
                 shutdown: handle.cancellation(),
             };
@@ -204,6 +208,7 @@ impl Server {
         let workers = self.options.workers.count();
         let entered = self.reactor.enter(blocking.clone());
         let mut control = self.control()?;
+        self.add_closing_hooks();
         let started = if workers == 0 {
             self.start_here(&mut control, &capacity)
         } else {
@@ -247,12 +252,14 @@ impl Server {
             admin: None,
             public: None,
             dealer: None,
+            shares: None,
             elders: self.options.reuse_port.then(|| Elders::at(&self.addresses)),
             workers: Vec::new(),
             status: Arc::clone(&self.status),
             handle: self.shutdown_handle(),
             cleanup: Cleanup::default(),
             hooks_told: 0,
+            cancelled_jobs: None,
             phases: Vec::new(),
             reason: String::new(),
             at_shutdown: Counts::default(),
@@ -276,6 +283,7 @@ impl Server {
                 metrics: Metrics::new(),
                 half_close: HalfClose::Cancel,
                 access_log: AccessLog::Off,
+                on_failure: None,
                 id_prefix: 0,
                 shutdown: self.shutdown_handle().cancellation(),
             };
@@ -326,6 +334,8 @@ impl Server {
         let views = std::mem::take(&mut self.views).into_iter();
         let AllBound { own, dealt, .. } = std::mem::take(&mut self.bound);
         let dealing = if dealt.is_empty() { Dealing::No } else { Dealing::Yes };
+        let shares = Shares::new(views.len());
+        control.shares = Some(Arc::clone(&shares));
         for (index, ((site, pulse), bound)) in views.zip(own).enumerate() {
             let (sender, receiver) = mpsc::channel();
             let known = view(&site, &pulse, None);
@@ -334,6 +344,7 @@ impl Server {
                 site,
                 bound,
                 dealing,
+                shares: Arc::clone(&shares),
                 capacity: Arc::clone(capacity),
                 control: self.mailbox.clone(),
                 pulse,
@@ -352,6 +363,7 @@ impl Server {
             })?;
             control.workers.push(WorkerView { mailbox: Some(mailbox), ..known });
         }
+        control.introduce_workers();
         if dealing == Dealing::Yes {
             control.dealer = Some(self.dealer(control, dealt, capacity)?);
         }

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::control::WorkerView;
+use super::data::{told_jobs, told_pools};
 use crate::cleanup::{HookOutcome, HookReport};
 use crate::drain::{Phase, Signal};
 use crate::http::watch::RequestInfo;
 use crate::ledger::{ConnectionState, Counts};
+use crate::pool::Pools;
 use crate::report::Report;
 
 pub fn started(listen: &str, admin: &str, workers: usize, connections_max: usize) {
@@ -109,6 +111,8 @@ pub struct Progress<'a> {
     pub other_work: u64,
     /// Clean-up hooks that run, and for how long.
     pub hooks: Vec<(&'a str, Duration)>,
+    /// What the handlers keep their data in.
+    pub data: Vec<Pools>,
 }
 
 impl Progress<'_> {
@@ -132,6 +136,7 @@ pub fn progress(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
         requests_in_flight = in_flight,
         other_work = progress.other_work,
         hooks_running = progress.hooks_running(),
+        database_jobs = told_jobs(&progress.data, now),
         oldest = oldest.as_ref().map(|info| describe(info, now));
         "Shutting down, requests in flight: {in_flight}, connections open: {open}"
     );
@@ -168,6 +173,7 @@ pub fn snapshot(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
         requests_in_flight = counts.in_flight,
         other_work = progress.other_work,
         hooks_running = progress.hooks_running(),
+        pools = told_pools(&progress.data),
         oldest_requests = requests.join("; ");
         "Snapshot, requests in flight: {}, connections open: {}", counts.in_flight, counts.open()
     );

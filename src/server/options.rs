@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::address::Address;
 use crate::drain::Policy;
-use crate::http::{HalfClose, Limits};
+use crate::http::{HalfClose, Limits, OnFailure};
 
 /// How to serve. `Options::default()` is a server on `127.0.0.1:8080` with every limit on.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Options {
     pub report_path: Option<PathBuf>,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// Who is told of panics and of responses of 500 and above, on the public listeners.
+    pub on_failure: Option<OnFailure>,
     /// Where the health endpoints answer.
     pub health_on: HealthOn,
     /// The logger's counter of lost lines, for the metrics.
@@ -74,6 +76,7 @@ impl Default for Options {
             shutdown: Policy::default(),
             report_path: None,
             access_log: false,
+            on_failure: None,
             health_on: HealthOn::Public,
             log_lines_dropped: None,
         }

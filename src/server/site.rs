@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::app::Router;
+use crate::http::OnFailure;
 use crate::http::limits::Limits;
 use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
@@ -13,20 +14,32 @@ use crate::metrics::Metrics;
 use crate::reactor::cancel::CancellationToken;
 
 /// A site's parts. Unlike the site, it can be sent to another thread.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SiteSetup {
+    /// What a client may send, and how slowly.
     pub limits: Limits,
+    /// What answers the requests.
     pub router: Router,
+    /// The worker's books.
     pub ledger: Arc<Ledger>,
+    /// What the worker is working on, for control to read.
     pub watch: Arc<Watch>,
+    /// The process's; the site has the worker's share of them.
     pub metrics: Metrics,
+    /// Whether each finished request is logged.
     pub access_log: AccessLog,
+    /// Who is told of failures.
+    pub on_failure: Option<OnFailure>,
+    /// What a client's FIN means for its request.
     pub half_close: HalfClose,
+    /// Of the ids of requests that brought none.
     pub id_prefix: u64,
+    /// Fires when handlers are to come to an end.
     pub shutdown: CancellationToken,
 }
 
 impl SiteSetup {
+    /// On the worker's thread, whose clock says `now`.
     pub fn into_site(self, now: Instant) -> Site {
         Site {
             builder: builder(&self.limits),
@@ -36,6 +49,8 @@ impl SiteSetup {
             metrics: RefCell::new(self.metrics.worker()),
             answered: RefCell::default(),
             access_log: self.access_log,
+            on_failure: self.on_failure,
+            hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(self.id_prefix),
             epoch: now,

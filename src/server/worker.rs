@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use super::balance::{Balance, Shares};
 use super::control::ControlMail;
-use super::endpoint::{Command, Endpoint};
+use super::endpoint::{Command, Endpoint, Source};
 use super::entrance::{Capacity, Seat};
 use super::error::StartError;
 use super::holders::Question;
@@ -26,6 +27,10 @@ pub enum WorkerMail {
     Order(Command),
     /// One that control has accepted. No epoll knows of it yet.
     Connection(Stream, Peer, Seat),
+    /// One that a neighbour has accepted, and counted as one of ours.
+    Given(Stream, Peer, Seat),
+    /// All workers, by their numbers.
+    Neighbours(Arc<[Mailbox<WorkerMail>]>),
     /// What are your connections doing?
     Question(Question),
     /// The service manager wants a sign of life.
@@ -38,6 +43,7 @@ pub struct WorkerSetup {
     pub site: SiteSetup,
     pub bound: Vec<Bound>,
     pub dealing: Dealing,
+    pub shares: Arc<Shares>,
     pub capacity: Arc<Capacity>,
     pub control: Mailbox<ControlMail>,
     pub pulse: Arc<Pulse>,
@@ -136,6 +142,10 @@ pub fn run(setup: WorkerSetup, started: &Sender<Result<Mailbox<WorkerMail>, Star
 }
 
 struct Worker {
+    index: usize,
+    /// All workers, once they are there and until this one has told them that it gives nothing away
+    /// any more.
+    neighbours: Arc<[Mailbox<WorkerMail>]>,
     endpoint: Endpoint,
     mailbox: Mailbox<WorkerMail>,
     control: Mailbox<ControlMail>,
@@ -161,10 +171,16 @@ impl Worker {
             setup.capacity,
         );
         if setup.dealing == Dealing::Yes {
-            endpoint.expect_dealing();
+            endpoint.expect(Source::Control);
         }
+        for other in (0..setup.shares.workers()).filter(|other| *other != setup.index) {
+            endpoint.expect(Source::Worker(other));
+        }
+        endpoint.balance(Balance::new(setup.index, setup.shares));
         endpoint.listen(setup.bound)?;
         let worker = Worker {
+            index: setup.index,
+            neighbours: Arc::default(),
             endpoint,
             mailbox: Mailbox::new(remote),
             control: setup.control,
@@ -173,6 +189,17 @@ impl Worker {
             said_quiet: false,
         };
         Ok((reactor, worker, setup.blocking))
+    }
+}
+
+impl Worker {
+    /// Tells the others, once, that nothing more comes from here.
+    fn say_done(&mut self) {
+        let all = std::mem::take(&mut self.neighbours);
+        for mailbox in all.iter() {
+            let done = Command::DealingDone(Source::Worker(self.index));
+            mailbox.post(WorkerMail::Order(done));
+        }
     }
 }
 
@@ -204,9 +231,21 @@ impl Host for Worker {
                 WorkerMail::Order(command) => {
                     self.is_leaving |= command == Command::Leave;
                     self.endpoint.obey(command, now);
+                    if matches!(command, Command::Drain(_) | Command::Cut) {
+                        self.say_done();
+                    }
                 }
                 WorkerMail::Connection(stream, peer, seat) => {
                     self.endpoint.take(stream, peer, seat, now);
+                }
+                WorkerMail::Given(stream, peer, seat) => {
+                    self.endpoint.take_given((stream, peer, seat), now);
+                }
+                WorkerMail::Neighbours(all) => {
+                    self.neighbours = Arc::clone(&all);
+                    self.endpoint.begin_balancing(Box::new(move |to, (stream, peer, seat)| {
+                        all[to].post(WorkerMail::Given(stream, peer, seat));
+                    }));
                 }
                 WorkerMail::Ping(ping) => self.pulse.answer(ping),
                 WorkerMail::Question(question) => question.answer(|| self.endpoint.holds(now)),

@@ -212,8 +212,12 @@ proptest! {
         match site.try_load() {
             Ok(Invocation { config, sources, .. }) => {
                 let printed = print_config(&config, &sources);
-                let again = Site::new("any-value-again").settings(printed).load();
-                prop_assert_eq!(again.config, config);
+                let mut again = Site::new("any-value-again").settings(printed).load().config;
+                // All but the secrets, which are not printed.
+                again.database_url.clone_from(&config.database_url);
+                again.redis_url.clone_from(&config.redis_url);
+                again.sentry_dsn.clone_from(&config.sentry_dsn);
+                prop_assert_eq!(again, config);
             }
             Err(error) => {
                 let line = error.to_string();

@@ -5,6 +5,7 @@
 //! shutdown can go.
 
 mod client;
+mod failures;
 mod gate;
 mod support;
 
@@ -42,6 +43,7 @@ mod cancellation;
 
 mod truncated;
 
+mod balance;
 mod health;
 
 mod connections;

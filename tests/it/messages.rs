@@ -114,7 +114,7 @@ fn a_request_can_be_taken_apart() {
 
 #[test]
 fn the_sample_is_served_as_described() {
-    let served = Served::start(sample::router(Lab::Off));
+    let served = Served::start(sample::router(Lab::Off, None));
     let mut client = served.client();
     let about = client.get("/");
     assert_eq!(about.header("content-type"), Some("application/json"));
@@ -136,7 +136,7 @@ fn the_sample_is_served_as_described() {
 
 #[test]
 fn the_lab_does_what_its_routes_say() {
-    let served = Served::start(sample::router(Lab::On { upload_bytes_max: 3_000_000 }));
+    let served = Served::start(sample::router(Lab::On { upload_bytes_max: 3_000_000 }, None));
     let mut client = served.client();
     let began = now();
     assert_eq!(client.get("/sleep/200").status, 200);
@@ -159,7 +159,7 @@ fn the_lab_does_what_its_routes_say() {
 
 #[test]
 fn the_lab_counts_uploads_up_to_its_own_limit() {
-    let served = Served::start(sample::router(Lab::On { upload_bytes_max: 3_000_000 }));
+    let served = Served::start(sample::router(Lab::On { upload_bytes_max: 3_000_000 }, None));
     let mut client = served.client();
     let body = pattern(3_000_000);
     client.send(upload("/upload", &body));

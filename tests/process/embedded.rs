@@ -85,7 +85,7 @@ impl Program {
             report_path: (!parts[4].is_empty()).then(|| parts[4].into()),
             ..Options::default()
         };
-        let router = sample::router(Lab::On { upload_bytes_max: 1 << 20 });
+        let router = sample::router(Lab::On { upload_bytes_max: 1 << 20 }, None);
         let server = Served::bind(options, router).unwrap();
         let server = server.with_shutdown(&handle).unwrap();
         let server = server.with_signals(setup_signal_handlers().unwrap());

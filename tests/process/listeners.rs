@@ -4,7 +4,7 @@
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::client::Client;
-use crate::support::server::{Launch, Server, file_in};
+use crate::support::server::{Launch, Log, Server, file_in, send};
 use crate::support::tools::tool;
 use crate::support::{SOON, alone, beside_others, say, until};
 
@@ -284,6 +284,94 @@ fn restarts_on_an_inherited_socket_lose_nothing_under_load() {
     answered += assert_clean_end(serving);
     say(&format!("{} restarts with LISTEN_FDS: {asked} connections, none lost", restarts()));
     assert_eq!(answered, asked, "both sides count the same");
+}
+
+/// What systemd does when a service is restarted, by a script: it keeps the socket, and each server
+/// gets it in its turn. Says each one's process id on stderr.
+const RESTARTING: &str = r#"
+    while test ! -e "$OVER"; do
+        sh -c 'export LISTEN_PID=$$; exec "$@"' sh "$@" &
+        echo "server $!" >&2
+        wait $! || exit 1
+    done
+"#;
+
+/// A socket that stays while servers come and go. It goes with its last server when dropped.
+struct Activated {
+    holder: Child,
+    log: Log,
+    port: u16,
+    /// A file that says that no server is to come any more.
+    over: String,
+}
+
+impl Activated {
+    /// With the settings of the unit in `deploy/systemd`, but for what needs a place or a port.
+    fn start() -> Option<Activated> {
+        tool("systemd-socket-activate")?;
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let over = file_in("activated-restarts", "over");
+        let unit = include_str!("../../deploy/systemd/ebbtide.service");
+        let settings = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+        let over_is = format!("OVER={over}");
+        let own = ["SHUTDOWN_REPORT_PATH=", "ADMIN_LISTEN=off", &over_is];
+        let mut wrapper =
+            vec!["systemd-socket-activate".to_owned(), format!("--listen=127.0.0.1:{port}")];
+        wrapper.extend(settings.chain(own).map(|setting| format!("--setenv={setting}")));
+        wrapper.extend(["sh", "-c", RESTARTING, "sh"].map(str::to_owned));
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let mut command = Launch::bare().through(&wrapper).command();
+        let mut holder = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::follow(holder.stderr.take().unwrap());
+        let activated = Activated { holder, log, port, over };
+        activated.log.wait_line("listening", |line| line.contains("Listening on"));
+        Some(activated)
+    }
+
+    /// The process ids of the servers so far.
+    fn servers(&self) -> Vec<u32> {
+        let id = |line: &String| Some(line.strip_prefix("server ")?.parse().unwrap());
+        self.log.so_far().iter().filter_map(id).collect()
+    }
+}
+
+impl Drop for Activated {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let _over = std::fs::write(&self.over, "");
+        for server in self.servers().last().into_iter().chain([&self.holder.id()]) {
+            let _killed = Command::new("kill").args(["-KILL", &server.to_string()]).output();
+        }
+        let _waited = self.holder.wait();
+    }
+}
+
+#[test]
+fn restarts_through_an_activated_socket_lose_nothing_under_load() {
+    let _turn = alone();
+    let Some(mut activated) = Activated::start() else { return };
+    let clients = Demanding::start(activated.port);
+    let server =
+        |count: usize| until("the next server", SOON, || activated.servers().get(count).copied());
+    for restart in 0..restarts() {
+        clients.wait_answered(200);
+        send("TERM", server(restart));
+    }
+    clients.wait_answered(200);
+    let last = server(restarts());
+    let asked = clients.finish();
+    std::fs::write(&activated.over, "").unwrap();
+    send("TERM", last);
+    assert!(activated.holder.wait().unwrap().success(), "{:#?}", activated.log.so_far());
+    say(&format!(
+        "{} restarts through an activated socket: {asked} connections, none lost",
+        restarts()
+    ));
+    let reports = activated.log.all();
+    let reports = reports.iter().filter(|line| line.contains("\"shutdown_report\"")).count();
+    assert_eq!(reports, restarts() + 1);
 }
 
 /// What the log says of a start that fails.

@@ -4,8 +4,8 @@
 //! Each test starts its own server on a port of the kernel's choice and ends it by its id, whatever
 //! happens. Nothing sleeps: a test waits for a log line or for a condition, with a deadline.
 //!
-//! External tools (curl, wrk, strace, python3, promtool, nginx, haproxy) are used where they are
-//! there. A test that misses one says `SKIPPED` on stderr and passes; with
+//! External tools (curl, wrk, strace, python3, promtool, nginx, haproxy, kubectl, those of systemd)
+//! are used where they are there. A test that misses one says `SKIPPED` on stderr and passes; with
 //! `EBBTIDE_REQUIRE_TOOLS=1` it fails instead. `EBBTIDE_LONG=1` repeats the shutdown under load ten
 //! times, not three, and the restarts forty times, not five.
 //!
@@ -21,9 +21,13 @@
 
 mod admin;
 mod clients;
+mod confined;
+mod contract;
 mod cost;
+mod crowd;
 mod drain;
 mod embedded;
+mod health_check;
 mod hooks;
 mod listeners;
 mod logs;
@@ -33,6 +37,9 @@ mod proxies;
 mod refusals;
 mod report;
 mod scripts;
+#[allow(dead_code, reason = "tests/data wants the rest")]
+#[path = "../support/mod.rs"]
+mod services;
 mod signals;
 mod support;
 mod timing;

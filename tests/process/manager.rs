@@ -2,10 +2,10 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::support::server::Launch;
-use super::support::{SOON, scratch};
+use super::support::{SLACK, SOON, alone, say, scratch};
 
 /// A manager's socket, and what came so far.
 struct Manager {
@@ -67,6 +67,40 @@ fn the_service_manager_is_told_of_the_start_of_the_shutdown_and_of_what_is_left(
     drop(client);
     assert_eq!(server.exit(SOON).status, 0);
 }
+
+/// From the call that starts the process to the word that it serves. Its own limit is for a machine
+/// that does nothing else; here half a second is added, and what was measured is said.
+#[test]
+fn a_start_takes_milliseconds_and_little_memory() {
+    let _turn = alone();
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let manager = Manager::new("notify-start");
+        let launch = Launch::new().env("NOTIFY_SOCKET", manager.path.display());
+        let launch = launch.env("DATABASE_URL", "sqlite::memory:");
+        let began = Instant::now();
+        let server = launch.start_with(|| {
+            manager.next_with("READY=1");
+            times.push(began.elapsed());
+        });
+        if times.len() == 20 {
+            let resident = server.metric("process_resident_memory_bytes") / 1e6;
+            times.sort();
+            let median = times[times.len() / 2];
+            say(&format!(
+                "start to ready: median {median:?}, worst {:?}; resident {resident} MB",
+                times[times.len() - 1]
+            ));
+            assert!(median < READY_WITHIN + SLACK, "{times:?}");
+            // Debug builds are not for small containers.
+            assert!(cfg!(debug_assertions) || resident <= RESIDENT_MB, "{resident} MB");
+        }
+        server.stop();
+    }
+}
+
+const READY_WITHIN: Duration = Duration::from_millis(30);
+const RESIDENT_MB: f64 = 6.0;
 
 #[test]
 fn the_watchdog_hears_of_the_workers_as_long_as_each_of_them_answers() {

@@ -480,6 +480,8 @@ impl Worker {
             metrics: RefCell::new(stage.metrics.worker()),
             answered: RefCell::default(),
             access_log: AccessLog::Off,
+            on_failure: None,
+            hot: Cell::new(0),
             last_host: RefCell::default(),
             ids: RequestIds::new(1),
             epoch: stage.epoch,
@@ -538,7 +540,8 @@ impl Worker {
                 Command::Cancel => self.cancelled = Some(moment),
                 Command::Refuse => self.refused = Some(moment),
                 Command::Cut => self.cut = Some(moment),
-                Command::Lead | Command::DealingDone | Command::Consolidate | Command::Leave => {}
+                Command::Lead | Command::DealingDone(_) | Command::Consolidate | Command::Leave => {
+                }
             }
             self.endpoint.as_mut().expect("the server runs").obey(command, now);
         }

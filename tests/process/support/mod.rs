@@ -4,50 +4,20 @@ pub mod client;
 pub mod server;
 pub mod tools;
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what must happen soon. Long, because it only matters when it fails.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use crate::services::{SOON, say, until};
 
 /// What a promise about time is given on top.
 pub const SLACK: Duration = Duration::from_millis(500);
-
-/// Asks `question` until it has an answer.
-///
-/// # Panics
-/// When there is none within `limit`; the message says what was waited for.
-pub fn until<T>(what: &str, limit: Duration, mut question: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(answer) = question() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
-        std::thread::park_timeout(ASKED_AGAIN_AFTER);
-    }
-}
 
 /// Lets time pass where time itself is the condition: a window that a measurement needs, or the
 /// span after which a signal no longer counts as an echo.
 pub fn let_pass(span: Duration) {
     let end = Instant::now() + span;
     until("time to pass", span + SOON, || (Instant::now() >= end).then_some(()));
-}
-
-/// Says a number that was measured, or that a test was skipped, where it is seen although all is
-/// well: on stderr past the capture of `cargo test`, and in the file that `EBBTIDE_MEASURED` names.
-pub fn say(line: &str) {
-    let line = format!("process: {line}\n");
-    // What can not be said is no reason to fail.
-    let _said = std::io::stderr().write_all(line.as_bytes());
-    if let Some(path) = std::env::var_os("EBBTIDE_MEASURED") {
-        let file = OpenOptions::new().append(true).create(true).open(path);
-        let _said = file.and_then(|mut file| file.write_all(line.as_bytes()));
-    }
 }
 
 /// A test that puts no load on the machine, side by side with others of its kind.
@@ -76,5 +46,3 @@ pub fn scratch(name: &str) -> PathBuf {
     std::fs::create_dir_all(&path).unwrap();
     path
 }
-
-const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(1);

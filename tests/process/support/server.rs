@@ -95,6 +95,8 @@ impl Launch {
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
+        // Few tests want a database; those that do say which.
+        command.env("DATABASE_URL", "off");
         if let Some(listen) = &self.listen {
             command.env("LISTEN", listen).env("ADMIN_LISTEN", "127.0.0.1:0");
         }
@@ -120,8 +122,14 @@ impl Launch {
 
     /// Starts it and waits until it serves.
     pub fn start(self) -> Server {
+        self.start_with(|| ())
+    }
+
+    /// Starts it, does what there is to do at once, and waits until it serves.
+    pub fn start_with(self, at_once: impl FnOnce()) -> Server {
         let mut child = self.silent().stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
+        at_once();
         Server::new(child, stderr)
     }
 

@@ -4,19 +4,11 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::say;
+use crate::services::program;
 
 /// The program, or nothing, which is said. Fails when tools are required.
 pub fn tool(name: &str) -> Option<Command> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|place| place.join(name).is_file()) {
-        return Some(Command::new(name));
-    }
-    assert!(
-        std::env::var_os("EBBTIDE_REQUIRE_TOOLS").is_none_or(|value| value != "1"),
-        "{name} is not installed, and EBBTIDE_REQUIRE_TOOLS=1 demands it"
-    );
-    say(&format!("SKIPPED: {name} is not installed"));
-    None
+    program(name).map(Command::new)
 }
 
 /// Runs a program to its end.
