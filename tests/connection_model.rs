@@ -433,6 +433,22 @@ fn in_a_crowd_who_is_answered_hibernates_at_once() {
 }
 
 #[test]
+fn who_asked_for_the_close_and_has_everything_is_not_waited_for() {
+    let ask = |rest: &str, window: usize| {
+        let mut world = World::new(Limits::default());
+        world.open_window(window);
+        let head = "GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        world.receive(format!("{head}{rest}").as_bytes());
+        world
+    };
+    assert_eq!(ask("", 1 << 16).outcome, Some(ConnectionOutcome::ClosedAfterResponse));
+    // It has not got everything.
+    assert_eq!(ask("", 20).outcome, None);
+    // What more it sends must not make the kernel reset the response.
+    assert_eq!(ask("GET /2 HTTP/1.1\r\n", 1 << 16).outcome, None);
+}
+
+#[test]
 fn a_silent_connection_is_closed_at_the_end_of_its_time() {
     let mut world = World::new(Limits::default());
     world.open_window(1 << 24);

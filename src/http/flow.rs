@@ -63,6 +63,8 @@ pub struct Flow {
     token: RefCell<Option<CancellationToken>>,
     /// Whether the client has finished sending, which may mean that it is gone.
     pub(super) client_finished: Cell<bool>,
+    /// Whether the client asked, with the request at hand, for the connection to be closed.
+    pub(super) asks_to_close: Cell<bool>,
     /// Whether the connection stays open after the request at hand, for all that its head says.
     pub(super) persists: Cell<bool>,
     /// Whether the head of the request at hand has a field with an id.
@@ -168,6 +170,7 @@ impl Flow {
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),
+            asks_to_close: Cell::new(false),
             brings_id: Cell::new(false),
             sends_large: Cell::new(false),
             splice: Cell::default(),

@@ -226,7 +226,12 @@ impl<T: Transport> Hot<T> {
         match polled {
             Ok(Poll::Pending) => self.pending(now),
             Ok(Poll::Ready(Ok(()))) => {
-                let manner = if self.expects_head() { Manner::Answered } else { Manner::Sending };
+                let is_last = self.flow.asks_to_close.get() && self.wire.borrow().input.is_empty();
+                let manner = match self.expects_head() {
+                    false => Manner::Sending,
+                    true if is_last => Manner::Asked,
+                    true => Manner::Answered,
+                };
                 Ran::Linger(manner, self.flow.close_outcome())
             }
             Ok(Poll::Ready(Err(error))) => self.failed(site, &error),

@@ -9,6 +9,7 @@
 //! reset, for a plain close would leave the kernel with the send queue. Once all is acknowledged,
 //! the client has a moment to close in. One that was not done sending its request has that moment
 //! from its last byte on, for a longer but limited time; what others still send gains them nothing.
+//! A client that asked for the close itself and has everything is not waited for.
 
 use std::io;
 use std::rc::Rc;
@@ -50,6 +51,8 @@ pub enum Manner {
     Silent,
     /// It was answered, with all of its request read. What it still sends comes too late.
     Answered,
+    /// As `Answered`, and it had asked for the close: it sends nothing any more (RFC 9112, 9.6).
+    Asked,
     /// It may be in the middle of sending what nobody wants.
     Sending,
 }
@@ -153,6 +156,9 @@ impl<T: Transport> Linger<T> {
             self.settle();
         }
         if self.output.is_empty() && self.finished.is_none() {
+            if self.manner == Manner::Asked && self.has_all() {
+                return Ok(Some(Lingering::Closed(self.outcome)));
+            }
             self.socket.transport().shutdown_write()?;
             self.finished = Some(now);
             self.progress = now;
@@ -179,6 +185,11 @@ impl<T: Transport> Linger<T> {
                 Received::Nothing | Received::End => return Ok(None),
             }
         }
+    }
+
+    /// Whether the client's kernel has all of the response and nothing of the client is unread.
+    fn has_all(&self) -> bool {
+        !self.socket.is_readable() && self.socket.transport().unacknowledged() == Some(0)
     }
 
     /// How long to wait, or how to end the wait.

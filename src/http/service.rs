@@ -87,6 +87,7 @@ impl Gate {
         let claims = Claims::of(request.headers());
         // Of the old version hyper takes care.
         flow.persists.set(version == Version::HTTP_11 && !claims.closes);
+        flow.asks_to_close.set(claims.closes);
         flow.brings_id.set(claims.has_id);
         match claims.inspect(flow.site(), version, size.is_some()) {
             Ok(()) => true,
