@@ -10,8 +10,9 @@ use crate::tree::{FILES, Findings, read, root};
 
 /// What may stand at the top of the repository: the layout, what cargo and a reader expect, and
 /// settings of tools.
-const TOP_LEVEL: [&str; 20] = [
+const TOP_LEVEL: [&str; 21] = [
     ".ci",
+    ".cargo",
     ".clippy.toml",
     ".config",
     ".gitignore",
