@@ -100,7 +100,10 @@ fn a_start_takes_milliseconds_and_little_memory() {
 }
 
 const READY_WITHIN: Duration = Duration::from_millis(30);
-const RESIDENT_MB: f64 = 6.0;
+
+/// Of the release build as cargo links it, with SQLite. 2 MB of it are pages of the C library that
+/// all processes of a machine share; the static image has a limit of its own in `tests/deploy`.
+const RESIDENT_MB: f64 = 7.5;
 
 #[test]
 fn the_watchdog_hears_of_the_workers_as_long_as_each_of_them_answers() {
