@@ -95,7 +95,8 @@ pub fn with_sink(
 ) -> io::Result<(Box<dyn Log>, Logger)> {
     let Options { level, format } = options;
     let shared = Arc::new(Shared::default());
-    let (sender, receiver) = crossbeam_channel::bounded(QUEUE_LINES + RESERVED_LINES);
+    // Bounded by `Intake::has_room`: the places of a bounded channel are all made at once, 340 KiB.
+    let (sender, receiver) = crossbeam_channel::unbounded();
     let outlet = Outlet::new(sink, format, Arc::clone(&shared));
     thread::Builder::new().name("ebbtide-log".into()).spawn(move || outlet.run(&receiver))?;
 
@@ -267,7 +268,7 @@ struct Intake {
 }
 
 impl Intake {
-    /// The entry back when there is no room for it (or nobody to take it).
+    /// The entry back when there is nobody to take it.
     fn offer(&mut self, entry: Entry) -> Result<(), Entry> {
         let length = entry.bytes.len();
         self.shared.queued_bytes.fetch_add(length, Ordering::Relaxed);
@@ -283,10 +284,11 @@ impl Intake {
         }
     }
 
-    /// Whether a line may be offered. Asked first, so that a line that is dropped is not copied.
+    /// Whether a line may be offered. Asked before each: nothing else bounds the channel, and a
+    /// line that is dropped is not copied.
     fn has_room(&self) -> bool {
         if IS_RESERVED.get() {
-            return !self.lines.is_full();
+            return self.lines.len() < QUEUE_LINES + RESERVED_LINES;
         }
         self.lines.len() < QUEUE_LINES
             && self.shared.queued_bytes.load(Ordering::Relaxed) < QUEUE_BYTES_MAX
