@@ -25,12 +25,13 @@ fn readiness(server: &Server) -> String {
 #[test]
 fn a_server_that_is_well_is_status_0_and_says_more_when_asked_for_it() {
     let _turn = beside_others();
-    let server = Launch::new().start();
+    let server = Launch::new().env("WORKERS", "1").start();
     let url = readiness(&server);
     let quiet = ask(&url, &[]);
     assert_eq!((quiet.status, &*quiet.stdout, &*quiet.stderr), (0, "", ""));
     let verbose = ask(&url, &["--verbose"]);
-    let said = "200 ready; [+] phase running; [+] connections 0 open; [+] requests 0 in flight\n";
+    let said = "200 ready; [+] phase running; [+] connections 0 open; [+] requests 0 in flight; \
+                [+] worker 0 0 open of 0 connections\n";
     assert_eq!((verbose.status, &*verbose.stdout, &*verbose.stderr), (0, said, ""));
     // The public listener, by a name and without a path.
     assert_eq!(ask(&format!("http://localhost:{}", server.port), &[]).status, 0);
