@@ -126,6 +126,7 @@ fn ebbtide() -> Server {
     Server::start(command.current_dir(home).envs([
         ("LISTEN", "127.0.0.1:0"),
         ("ADMIN_LISTEN", "off"),
+        ("DATABASE_URL", "off"),
         ("LOG_FORMAT", "json"),
     ]))
 }
