@@ -183,6 +183,8 @@ impl Contender {
                 env.push(("LISTEN", address));
                 env.push(("WORKERS", workers));
                 env.push(("ADMIN_LISTEN", "127.0.0.1:0".to_owned()));
+                // No other one has a database.
+                env.push(("DATABASE_URL", "off".to_owned()));
                 Vec::new()
             }
             Kind::Own(flags) => {
