@@ -147,14 +147,20 @@ fn a_transaction_is_committed_or_leaves_nothing() {
 fn a_wrong_parameter_is_the_callers_fault_and_costs_no_connection() {
     let Some(database) = Database::create("mismatch") else { return };
     let db = connected(&database.url(), &options());
-    let before: Vec<u32> = database.sessions().iter().map(|session| session.pid).collect();
+    let sessions = || -> Vec<u32> {
+        let sessions = database.sessions();
+        sessions.iter().map(|session| session.pid).collect()
+    };
+    let before = until("every connection", SOON, || {
+        Some(sessions()).filter(|all| all.len() == options().pipelined + options().exclusive)
+    });
     let wrong = db.query("SELECT $1::int4", params!["text".to_owned()]);
     assert!(matches!(wait(wrong), Err(DatabaseError::Mismatch(_))));
     let wrong = db.query("SELECT nonsense", params![]);
     let Err(DatabaseError::Rejected(rejection)) = wait(wrong) else { panic!("that is no column") };
     assert_eq!(rejection.code, "42703");
     assert_eq!(wait(number(&db, 1)).unwrap().len(), 1);
-    let after: Vec<u32> = database.sessions().iter().map(|session| session.pid).collect();
+    let after = sessions();
     assert_eq!(before.len(), after.len());
     assert!(before.iter().all(|pid| after.contains(pid)), "a connection was lost");
     closed(&db);
