@@ -90,6 +90,10 @@ pub struct Client {
     asked: u32,
     /// Requests that were answered on it.
     answered: u32,
+    /// Whether a byte has come on it.
+    is_heard: bool,
+    /// See [`End::reset_unheard`].
+    reset_unheard: bool,
 }
 
 /// How a read or a write went.
@@ -138,6 +142,8 @@ impl Client {
             reader: Reader::default(),
             asked: 0,
             answered: 0,
+            is_heard: false,
+            reset_unheard: false,
         })
     }
 
@@ -286,6 +292,7 @@ impl Client {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return self.ended(now, events),
                 Ok(count) => {
+                    self.is_heard = true;
                     self.reader.push(&buffer[..count]);
                     if let Flow::Over = self.take_responses(now, events) {
                         return Flow::Over;
@@ -382,6 +389,8 @@ impl Client {
         if self.may_go_elsewhere() {
             return Flow::Elsewhere;
         }
+        // Behind a FIN the error of a reset is EPIPE.
+        self.reset_unheard = !self.is_heard && error.kind() == ErrorKind::ConnectionReset;
         let when = if self.written == 0 { " before a byte was sent" } else { "" };
         let detail = format!("reset{when} ({error})");
         self.end_all(Outcome::ResetBeforeResponse, detail, now, events);
@@ -433,6 +442,7 @@ impl Client {
             connected: self.connected,
             port: self.port,
             nth: exchange.nth,
+            reset_unheard: self.reset_unheard,
             detail,
         }
     }

@@ -344,6 +344,7 @@ fn unsent(arrival: Arrival, index: u64, now: Duration) -> End {
         connected: None,
         port: 0,
         nth: 0,
+        reset_unheard: false,
         detail: "waited for a connection all the time".into(),
     }
 }

@@ -295,6 +295,7 @@ mod tests {
             connected: None,
             port: 0,
             nth,
+            reset_unheard: false,
             detail: "".into(),
         }
     }

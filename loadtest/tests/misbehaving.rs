@@ -113,6 +113,7 @@ fn a_reset_before_the_response_is_named() {
     let first = told.first(Outcome::ResetBeforeResponse);
     assert!(first.detail.starts_with("reset"), "{}", first.detail);
     assert!(first.sent.is_some() && first.connected.is_some() && first.nth == 0);
+    assert!(told.ends.iter().all(|end| end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
@@ -122,6 +123,7 @@ fn a_silent_close_of_a_first_request_is_named() {
     });
     assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
     assert_eq!(told.ends[0].detail, "closed without an answer");
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
@@ -149,6 +151,26 @@ fn a_reset_of_a_kept_connection_with_a_request_in_flight_is_named() {
     });
     let expected = BTreeSet::from([Outcome::Ok, Outcome::ResetBeforeResponse]);
     assert_eq!(told.outcomes(), expected, "{:?}", told.ends);
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
+}
+
+#[test]
+fn a_reset_behind_a_part_of_what_was_pipelined_or_an_interim_response_is_not_unheard() {
+    let told = load(Kind::Pipelined, |peer| {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, "");
+        peer.reset_when_read();
+    });
+    assert!(told.ends.iter().any(|end| end.outcome.is_loss()), "{:?}", told.ends);
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
+
+    let told = load(Kind::Get, |peer| {
+        peer.request();
+        peer.send("HTTP/1.1 100 Continue\r\n\r\n");
+        peer.reset_when_read();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
