@@ -157,10 +157,11 @@ impl Starter {
 
     /// What an instance that is gone has left.
     pub fn remains(&self, instance: &Instance) -> Remains {
-        let journal = instance.log.whole();
         if !self.target.has_report() {
-            return Remains { books: None, journal, complaint: None };
+            // Nobody compares its log with anything.
+            return Remains::default();
         }
+        let journal = instance.log.whole(LOG_MAX);
         let report = fs::read_to_string(&instance.seat.report);
         let report = report.map_err(|error| format!("its report: {error}"));
         match report.and_then(|report| self.target.books(&report)) {
@@ -254,6 +255,8 @@ struct Lines {
     is_endless: bool,
     /// Whether the other end is closed.
     has_ended: bool,
+    /// Whether it was waited for, and the other end held open: it is not waited for again.
+    is_given_up: bool,
     journal: Journal,
     last: VecDeque<String>,
 }
@@ -314,11 +317,12 @@ impl Log {
         Err(format!("{what}; its last lines: {}", tail(&lines)))
     }
 
-    /// Everything, once the process is gone.
-    fn whole(&self) -> Journal {
-        let is_open = |lines: &mut Lines| !lines.has_ended;
-        let waited = self.0.1.wait_timeout_while(self.lock(), LOG_MAX, is_open);
-        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    /// Everything, once the process is gone. Only the first call waits, at most that long.
+    fn whole(&self, patience: Duration) -> Journal {
+        let is_awaited = |lines: &mut Lines| !lines.has_ended && !lines.is_given_up;
+        let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_awaited);
+        let (mut lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        lines.is_given_up = !lines.has_ended;
         let mut journal = lines.journal.clone();
         if !lines.has_ended || lines.is_endless {
             // Somebody else holds it, or it was not read to its end: what is not here is missing.
@@ -378,12 +382,25 @@ mod tests {
         let log = filled(format!("{many}{{\"event_type\":\"server_started\"}}\nend").as_bytes());
         assert_eq!(log.wait_ready(Duration::ZERO), Ok(()));
         assert_eq!(log.check(), Ok(()));
-        assert_eq!(log.whole().missing, 0);
+        assert_eq!(log.whole(Duration::ZERO).missing, 0);
         assert!(
             log.tail().starts_with("noise\n") && log.tail().ends_with("\nend"),
             "{}",
             log.tail()
         );
+    }
+
+    #[test]
+    fn a_log_that_a_descendant_holds_open_is_waited_for_once() {
+        let log = Log::default();
+        log.lock().journal.add(Note::Missing(2));
+        assert_eq!(log.whole(Duration::from_millis(1)).missing, 3, "the end is missing, too");
+        let (told, heard) = std::sync::mpsc::channel();
+        let again = log.clone();
+        thread::spawn(move || told.send(again.whole(Duration::from_secs(3_600)).missing));
+        assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(3));
+        log.fill(&b""[..], &Ebbtide { binary: PathBuf::new() });
+        assert_eq!(log.whole(Duration::ZERO).missing, 2, "it has come to its end after all");
     }
 
     #[test]
@@ -398,6 +415,6 @@ mod tests {
         let complaint = "its log has a line without end, of 1024 KiB so far";
         assert_eq!(log.wait_ready(Duration::ZERO), Err(complaint.to_owned()));
         assert!(log.check().is_err());
-        assert_eq!((log.whole().missing, log.tail().as_str()), (1, "noise"));
+        assert_eq!((log.whole(Duration::ZERO).missing, log.tail().as_str()), (1, "noise"));
     }
 }
