@@ -5,14 +5,16 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, waitid,
+};
 
 use crate::books::{Books, Journal};
 use crate::listening;
@@ -35,7 +37,9 @@ pub struct Starter {
     pub stop_max: Duration,
 }
 
-/// A process that serves, or has served. Times are since the run began. Dropped, it is killed.
+/// A process that serves, or has served. Times are since the run began. Dropped, it is killed, and
+/// with it whatever it has left of its process group: behind a wrapper that ended at its signal the
+/// server itself may live on.
 #[derive(Debug)]
 pub struct Instance {
     child: Child,
@@ -75,6 +79,7 @@ impl Starter {
         let what = format!("start {}", launch.program.display());
         let mut command = command(launch, listener).map_err(Fault::of(&what))?;
         command.current_dir(&self.directory).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.process_group(0);
         if let Some(user) = self.user {
             // As root this gives up the supplementary groups, too.
             command.uid(user).gid(user);
@@ -136,10 +141,10 @@ impl Starter {
                 instance.closed = Some(self.epoch.elapsed());
             }
         }
-        if let Some(status) = instance.child.try_wait().map_err(Fault::of("wait"))? {
-            instance.exited = Some((self.epoch.elapsed(), number(status)));
+        if let Some(status) = instance.exit_status().map_err(Fault::of("wait"))? {
+            instance.exited = Some((self.epoch.elapsed(), status));
             if instance.signalled.is_none() {
-                let (status, tail) = (number(status), instance.log.tail());
+                let tail = instance.log.tail();
                 let what = format!("the server ended by itself, with status {status}: {tail}");
                 return Err(Fault(what));
             }
@@ -201,23 +206,27 @@ impl Instance {
         Ok(own)
     }
 
-    fn kill(&mut self) {
-        // Fails when it has ended and was waited for: so much the better.
-        let _killed = self.child.kill();
-        let _waited = self.child.wait();
+    /// Once it has ended: its status, or 128 and the signal's number. It is not reaped before it is
+    /// dropped, so that until then nobody else can have its number, which is that of its group.
+    fn exit_status(&self) -> io::Result<Option<i32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.pid()), options)?;
+        let number = |status: WaitIdStatus| {
+            let killed = status.terminating_signal().unwrap_or(0);
+            status.exit_status().unwrap_or(128 + killed)
+        };
+        Ok(status.map(number))
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if self.exited.is_none() {
-            self.kill();
-        }
+        // Each fails when nobody is left to be killed: so much the better. The second is for one
+        // that has moved to another group.
+        let _group = kill_process_group(self.pid(), Signal::KILL);
+        let _killed = self.child.kill();
+        let _waited = self.child.wait();
     }
-}
-
-fn number(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// With a listener on descriptor 3, as `sd_listen_fds(3)` has it, and the variables that say so. A

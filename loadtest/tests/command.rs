@@ -358,6 +358,36 @@ fn an_interrupted_run_leaves_no_server_and_writes_what_it_has() {
 }
 
 #[test]
+fn a_server_behind_a_wrapper_is_not_left_behind() {
+    let scene = Scene::new("wrapped", "");
+    let inner = scene.program("inner", &serving("export LISTEN=$1", "well"));
+    let pids = scene.directory.join("pids");
+    // The shell ends at the signal, and the server knows nothing of it.
+    let script = format!("{inner} \"$@\" & echo $! >>{}\nwait", pids.display());
+    let peer = scene.program("wrapper", &script);
+    let mut command = scene.bare(&ONE);
+    command.arg("--out").arg(scene.directory.join("out")).args(["--peer", &peer]);
+    let output = command.output().unwrap();
+    assert!(text(&output).contains("wrapper: "), "{}", text(&output));
+    let pids = fs::read_to_string(pids).unwrap();
+    assert!(!pids.is_empty(), "{}", text(&output));
+    // Whoever takes in orphans may take a moment to reap them.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for pid in pids.lines() {
+        while is_running(pid) {
+            assert!(Instant::now() < deadline, "server {pid} is left behind: {}", text(&output));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether there is such a process and it has not ended.
+fn is_running(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+#[test]
 fn what_a_restart_brought_is_written_before_the_next_one() {
     let scene = Scene::serving("written_early", "", "well");
     let many = ["restarts", "--ways", "stop_start", "--times", "1000", "--pause", "0.1"];
