@@ -7,6 +7,8 @@
 //!   again if so: nothing was sent, so nothing is lost ([`Fate::Retry`]).
 //! * What it has begun to send it never sends again: the server may have acted upon it. If no
 //!   answer comes, the request is lost, whoever is to blame.
+//! * A 408 that announces the close, and comes before the next request was sent, is such a close
+//!   with its reason (RFC 9110 15.5.9). Any other answer that nobody asked for is garbage.
 //! * It reads every response to its last byte and believes none whose framing or content is wrong.
 //!
 //! No clock is read here: `now` is the loop's, since the run began.
@@ -186,7 +188,8 @@ impl Client {
     pub fn is_stale(&mut self) -> bool {
         let mut byte = [0];
         // A byte that nobody asked for (a 408, say) makes it as useless as an end does.
-        !matches!(self.stream.read(&mut byte), Err(error) if is_pending(&error))
+        self.reader.has_begun()
+            || !matches!(self.stream.read(&mut byte), Err(error) if is_pending(&error))
     }
 
     /// Reads and writes as far as it goes.
@@ -294,8 +297,9 @@ impl Client {
                 Ok(count) => {
                     self.is_heard = true;
                     self.reader.push(&buffer[..count]);
-                    if let Flow::Over = self.take_responses(now, events) {
-                        return Flow::Over;
+                    match self.take_responses(now, events) {
+                        Flow::On => {}
+                        over => return over,
                     }
                     if self.kind == Kind::SlowReader && !self.waiting.is_empty() {
                         self.pause = Some(now + READ_PAUSE);
@@ -314,10 +318,9 @@ impl Client {
 
     fn take_responses(&mut self, now: Duration, events: &mut Vec<Event>) -> Flow {
         loop {
-            if self.waiting.is_empty() && self.reader.has_begun() {
-                let what = format!("an answer that nobody asked for: {}", self.reader.progress());
-                events.push(Event::Garbage(what));
-                return Flow::Over;
+            let is_unasked = self.waiting.is_empty() || self.may_go_elsewhere();
+            if is_unasked && self.reader.has_begun() {
+                return self.take_unasked(now, events);
             }
             match self.reader.take() {
                 Ok(None) => return Flow::On,
@@ -334,6 +337,21 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Bytes are here before anything was sent that they could answer.
+    fn take_unasked(&mut self, now: Duration, events: &mut Vec<Event>) -> Flow {
+        let progress = self.reader.progress();
+        match self.reader.begin() {
+            Ok(None) => return Flow::On,
+            Ok(Some((408, Closes::Yes))) if self.waiting.is_empty() => return Flow::Over,
+            Ok(Some((408, Closes::Yes))) => return Flow::Elsewhere,
+            Ok(Some(_)) | Err(_) => {}
+        }
+        let what = format!("an answer that nobody asked for: {progress}");
+        events.push(Event::Garbage(what.clone()));
+        self.end_all(Outcome::Status, what, now, events);
+        Flow::Over
     }
 
     /// A whole response is here.
@@ -366,6 +384,12 @@ impl Client {
         }
         if let Some(error) = self.failure.take() {
             return self.broken(&error, now, events);
+        }
+        if self.waiting.is_empty() && self.reader.has_begun() {
+            let what =
+                format!("part of an answer that nobody asked for: {}", self.reader.progress());
+            events.push(Event::Garbage(what));
+            return Flow::Over;
         }
         if self.reader.has_begun() {
             let detail = format!("closed after {}", self.reader.progress());

@@ -312,6 +312,10 @@ impl Loop {
         let Some((client, _)) = self.clients.get_mut(&token) else { return };
         let line = (client.arrival().kind, client.arrival().user);
         let queue = self.lines.entry(line).or_default();
+        if !queue.waiting.is_empty() && client.is_stale() {
+            self.remove(token);
+            return;
+        }
         match queue.waiting.pop_front() {
             Some(arrival) => {
                 client.ask(arrival, &self.load.routes);
