@@ -262,12 +262,21 @@ struct Lines {
     is_ready: bool,
     /// Whether a line came that has no end: what follows is not looked at.
     is_endless: bool,
-    /// Whether the other end is closed.
-    has_ended: bool,
-    /// Whether it was waited for, and the other end held open: it is not waited for again.
-    is_given_up: bool,
+    close: Close,
     journal: Journal,
     last: VecDeque<String>,
+}
+
+/// How far the other end of a log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Close {
+    /// It is open.
+    #[default]
+    Awaited,
+    /// It was waited for, and somebody held it open: it is not waited for again.
+    GivenUp,
+    /// It is closed.
+    Seen,
 }
 
 impl Log {
@@ -303,7 +312,7 @@ impl Log {
             }
             lines.journal.add(note);
         }
-        self.lock().has_ended = true;
+        self.lock().close = Close::Seen;
         self.0.1.notify_all();
     }
 
@@ -313,7 +322,7 @@ impl Log {
 
     fn wait_ready(&self, patience: Duration) -> Result<(), String> {
         let is_waiting =
-            |lines: &mut Lines| !lines.is_ready && !lines.has_ended && !lines.is_endless;
+            |lines: &mut Lines| !lines.is_ready && lines.close != Close::Seen && !lines.is_endless;
         let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_waiting);
         let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if lines.is_endless {
@@ -322,18 +331,21 @@ impl Log {
         if lines.is_ready {
             return Ok(());
         }
-        let what = if lines.has_ended { "it ended" } else { "it does not say that it serves" };
+        let what =
+            if lines.close == Close::Seen { "it ended" } else { "it does not say that it serves" };
         Err(format!("{what}; its last lines: {}", tail(&lines)))
     }
 
     /// Everything, once the process is gone. Only the first call waits, at most that long.
     fn whole(&self, patience: Duration) -> Journal {
-        let is_awaited = |lines: &mut Lines| !lines.has_ended && !lines.is_given_up;
+        let is_awaited = |lines: &mut Lines| lines.close == Close::Awaited;
         let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_awaited);
         let (mut lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        lines.is_given_up = !lines.has_ended;
+        if lines.close == Close::Awaited {
+            lines.close = Close::GivenUp;
+        }
         let mut journal = lines.journal.clone();
-        if !lines.has_ended || lines.is_endless {
+        if lines.close != Close::Seen || lines.is_endless {
             // Somebody else holds it, or it was not read to its end: what is not here is missing.
             journal.missing += 1;
         }
