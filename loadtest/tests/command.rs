@@ -568,7 +568,7 @@ fn servers_that_make_no_sense_are_status_2() {
         (&["restarts", "--peer", "axum,hyper,axum"], "two servers are named axum"),
         (&["restarts", "--peer", "./a/b,./c/b"], "two servers are named b"),
         (&["restarts", "--peer", "axum", "--binary", "x"], "ebbtide is not asked for"),
-        (&["compare"], "unrecognized subcommand"),
+        (&["contrast"], "unrecognized subcommand"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         let output = command.args(arguments).output().unwrap();
