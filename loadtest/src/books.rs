@@ -352,6 +352,7 @@ mod tests {
             connected: Some(at),
             port: 1,
             nth: 0,
+            reset_unheard: false,
             detail: "".into(),
         }
     }

@@ -7,6 +7,8 @@
 //!   again if so: nothing was sent, so nothing is lost ([`Fate::Retry`]).
 //! * What it has begun to send it never sends again: the server may have acted upon it. If no
 //!   answer comes, the request is lost, whoever is to blame.
+//! * A 408 that announces the close, and comes before the next request was sent, is such a close
+//!   with its reason (RFC 9110 15.5.9). Any other answer that nobody asked for is garbage.
 //! * It reads every response to its last byte and believes none whose framing or content is wrong.
 //!
 //! No clock is read here: `now` is the loop's, since the run began.
@@ -90,6 +92,10 @@ pub struct Client {
     asked: u32,
     /// Requests that were answered on it.
     answered: u32,
+    /// Whether a byte has come on it.
+    is_heard: bool,
+    /// See [`End::reset_unheard`].
+    reset_unheard: bool,
 }
 
 /// How a read or a write went.
@@ -138,6 +144,8 @@ impl Client {
             reader: Reader::default(),
             asked: 0,
             answered: 0,
+            is_heard: false,
+            reset_unheard: false,
         })
     }
 
@@ -180,7 +188,8 @@ impl Client {
     pub fn is_stale(&mut self) -> bool {
         let mut byte = [0];
         // A byte that nobody asked for (a 408, say) makes it as useless as an end does.
-        !matches!(self.stream.read(&mut byte), Err(error) if is_pending(&error))
+        self.reader.has_begun()
+            || !matches!(self.stream.read(&mut byte), Err(error) if is_pending(&error))
     }
 
     /// Reads and writes as far as it goes.
@@ -286,9 +295,11 @@ impl Client {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return self.ended(now, events),
                 Ok(count) => {
+                    self.is_heard = true;
                     self.reader.push(&buffer[..count]);
-                    if let Flow::Over = self.take_responses(now, events) {
-                        return Flow::Over;
+                    match self.take_responses(now, events) {
+                        Flow::On => {}
+                        over => return over,
                     }
                     if self.kind == Kind::SlowReader && !self.waiting.is_empty() {
                         self.pause = Some(now + READ_PAUSE);
@@ -307,10 +318,9 @@ impl Client {
 
     fn take_responses(&mut self, now: Duration, events: &mut Vec<Event>) -> Flow {
         loop {
-            if self.waiting.is_empty() && self.reader.has_begun() {
-                let what = format!("an answer that nobody asked for: {}", self.reader.progress());
-                events.push(Event::Garbage(what));
-                return Flow::Over;
+            let is_unasked = self.waiting.is_empty() || self.may_go_elsewhere();
+            if is_unasked && self.reader.has_begun() {
+                return self.take_unasked(now, events);
             }
             match self.reader.take() {
                 Ok(None) => return Flow::On,
@@ -327,6 +337,21 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Bytes are here before anything was sent that they could answer.
+    fn take_unasked(&mut self, now: Duration, events: &mut Vec<Event>) -> Flow {
+        let progress = self.reader.progress();
+        match self.reader.begin() {
+            Ok(None) => return Flow::On,
+            Ok(Some((408, Closes::Yes))) if self.waiting.is_empty() => return Flow::Over,
+            Ok(Some((408, Closes::Yes))) => return Flow::Elsewhere,
+            Ok(Some(_)) | Err(_) => {}
+        }
+        let what = format!("an answer that nobody asked for: {progress}");
+        events.push(Event::Garbage(what.clone()));
+        self.end_all(Outcome::Status, what, now, events);
+        Flow::Over
     }
 
     /// A whole response is here.
@@ -360,6 +385,12 @@ impl Client {
         if let Some(error) = self.failure.take() {
             return self.broken(&error, now, events);
         }
+        if self.waiting.is_empty() && self.reader.has_begun() {
+            let what =
+                format!("part of an answer that nobody asked for: {}", self.reader.progress());
+            events.push(Event::Garbage(what));
+            return Flow::Over;
+        }
         if self.reader.has_begun() {
             let detail = format!("closed after {}", self.reader.progress());
             return self.cut_short(detail, now, events);
@@ -382,6 +413,8 @@ impl Client {
         if self.may_go_elsewhere() {
             return Flow::Elsewhere;
         }
+        // Behind a FIN the error of a reset is EPIPE.
+        self.reset_unheard = !self.is_heard && error.kind() == ErrorKind::ConnectionReset;
         let when = if self.written == 0 { " before a byte was sent" } else { "" };
         let detail = format!("reset{when} ({error})");
         self.end_all(Outcome::ResetBeforeResponse, detail, now, events);
@@ -433,6 +466,7 @@ impl Client {
             connected: self.connected,
             port: self.port,
             nth: exchange.nth,
+            reset_unheard: self.reset_unheard,
             detail,
         }
     }

@@ -269,11 +269,12 @@ impl Field {
     }
 }
 
-/// See [`Field::gap_of`]: reset, without an answer to the first that was asked on the connection,
-/// which was made at most [`GAP_MAX`] before one of the closings.
+/// See [`Field::gap_of`]: reset by the kernel before a byte came on the connection, which was made
+/// at most [`GAP_MAX`] before one of the closings. A server that accepts a connection and closes it
+/// sends a FIN: what met that is lost.
 fn gap_before(end: &End, mut closings: impl Iterator<Item = Duration>) -> Option<Duration> {
-    let is_first = end.nth < end.kind.batch() && end.outcome == Outcome::ResetBeforeResponse;
-    let connected = end.connected.filter(|_| is_first)?;
+    let is_unheard = end.reset_unheard && end.outcome == Outcome::ResetBeforeResponse;
+    let connected = end.connected.filter(|_| is_unheard)?;
     closings.find_map(|at| at.checked_sub(connected).filter(|before| *before <= GAP_MAX))
 }
 
@@ -290,7 +291,7 @@ mod tests {
     use crate::kind::Kind;
 
     #[test]
-    fn only_a_reset_first_request_of_the_last_ten_milliseconds_met_the_gap() {
+    fn only_an_unheard_reset_of_the_last_ten_milliseconds_met_the_gap() {
         let ms = Duration::from_millis;
         let closings = [ms(1_000), ms(5_000)];
         let reset = |kind, connected, nth| End {
@@ -303,13 +304,15 @@ mod tests {
             connected: Some(connected),
             port: 1,
             nth,
+            reset_unheard: true,
             detail: "".into(),
         };
         let gap = |end: &End| gap_before(end, closings.into_iter());
         assert_eq!(gap(&reset(Kind::Get, ms(995), 0)), Some(ms(5)));
         assert_eq!(gap(&reset(Kind::Get, ms(4_990), 0)), Some(ms(10)));
         assert_eq!(gap(&reset(Kind::Pipelined, ms(995), 3)), Some(ms(5)));
-        assert_eq!(gap(&reset(Kind::Get, ms(995), 1)), None, "a reused connection");
+        let closed = End { reset_unheard: false, ..reset(Kind::Get, ms(995), 0) };
+        assert_eq!(gap(&closed), None, "a FIN, or a connection on which something had come");
         assert_eq!(gap(&reset(Kind::Get, ms(989), 0)), None, "eleven milliseconds before");
         assert_eq!(gap(&reset(Kind::Get, ms(1_002), 0)), None, "after the close");
         let truncated = End { outcome: Outcome::Truncated, ..reset(Kind::Get, ms(995), 0) };

@@ -183,6 +183,8 @@ impl Life {
             connected: Some(self.connected),
             port: self.port,
             nth: self.nth,
+            // It was made long before any listener closed.
+            reset_unheard: false,
             detail: format!("an idle client{detail}").into(),
         }));
         self.nth += 1;

@@ -5,14 +5,16 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, waitid,
+};
 
 use crate::books::{Books, Journal};
 use crate::listening;
@@ -35,7 +37,9 @@ pub struct Starter {
     pub stop_max: Duration,
 }
 
-/// A process that serves, or has served. Times are since the run began. Dropped, it is killed.
+/// A process that serves, or has served. Times are since the run began. Dropped, it is killed, and
+/// with it whatever it has left of its process group: behind a wrapper that ended at its signal the
+/// server itself may live on.
 #[derive(Debug)]
 pub struct Instance {
     child: Child,
@@ -75,6 +79,7 @@ impl Starter {
         let what = format!("start {}", launch.program.display());
         let mut command = command(launch, listener).map_err(Fault::of(&what))?;
         command.current_dir(&self.directory).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.process_group(0);
         if let Some(user) = self.user {
             // As root this gives up the supplementary groups, too.
             command.uid(user).gid(user);
@@ -136,10 +141,10 @@ impl Starter {
                 instance.closed = Some(self.epoch.elapsed());
             }
         }
-        if let Some(status) = instance.child.try_wait().map_err(Fault::of("wait"))? {
-            instance.exited = Some((self.epoch.elapsed(), number(status)));
+        if let Some(status) = instance.exit_status().map_err(Fault::of("wait"))? {
+            instance.exited = Some((self.epoch.elapsed(), status));
             if instance.signalled.is_none() {
-                let (status, tail) = (number(status), instance.log.tail());
+                let tail = instance.log.tail();
                 let what = format!("the server ended by itself, with status {status}: {tail}");
                 return Err(Fault(what));
             }
@@ -157,10 +162,11 @@ impl Starter {
 
     /// What an instance that is gone has left.
     pub fn remains(&self, instance: &Instance) -> Remains {
-        let journal = instance.log.whole();
         if !self.target.has_report() {
-            return Remains { books: None, journal, complaint: None };
+            // Nobody compares its log with anything.
+            return Remains::default();
         }
+        let journal = instance.log.whole(LOG_MAX);
         let report = fs::read_to_string(&instance.seat.report);
         let report = report.map_err(|error| format!("its report: {error}"));
         match report.and_then(|report| self.target.books(&report)) {
@@ -200,23 +206,27 @@ impl Instance {
         Ok(own)
     }
 
-    fn kill(&mut self) {
-        // Fails when it has ended and was waited for: so much the better.
-        let _killed = self.child.kill();
-        let _waited = self.child.wait();
+    /// Once it has ended: its status, or 128 and the signal's number. It is not reaped before it is
+    /// dropped, so that until then nobody else can have its number, which is that of its group.
+    fn exit_status(&self) -> io::Result<Option<i32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.pid()), options)?;
+        let number = |status: WaitIdStatus| {
+            let killed = status.terminating_signal().unwrap_or(0);
+            status.exit_status().unwrap_or(128 + killed)
+        };
+        Ok(status.map(number))
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if self.exited.is_none() {
-            self.kill();
-        }
+        // Each fails when nobody is left to be killed: so much the better. The second is for one
+        // that has moved to another group.
+        let _group = kill_process_group(self.pid(), Signal::KILL);
+        let _killed = self.child.kill();
+        let _waited = self.child.wait();
     }
-}
-
-fn number(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// With a listener on descriptor 3, as `sd_listen_fds(3)` has it, and the variables that say so. A
@@ -252,10 +262,21 @@ struct Lines {
     is_ready: bool,
     /// Whether a line came that has no end: what follows is not looked at.
     is_endless: bool,
-    /// Whether the other end is closed.
-    has_ended: bool,
+    close: Close,
     journal: Journal,
     last: VecDeque<String>,
+}
+
+/// How far the other end of a log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Close {
+    /// It is open.
+    #[default]
+    Awaited,
+    /// It was waited for, and somebody held it open: it is not waited for again.
+    GivenUp,
+    /// It is closed.
+    Seen,
 }
 
 impl Log {
@@ -291,7 +312,7 @@ impl Log {
             }
             lines.journal.add(note);
         }
-        self.lock().has_ended = true;
+        self.lock().close = Close::Seen;
         self.0.1.notify_all();
     }
 
@@ -301,7 +322,7 @@ impl Log {
 
     fn wait_ready(&self, patience: Duration) -> Result<(), String> {
         let is_waiting =
-            |lines: &mut Lines| !lines.is_ready && !lines.has_ended && !lines.is_endless;
+            |lines: &mut Lines| !lines.is_ready && lines.close != Close::Seen && !lines.is_endless;
         let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_waiting);
         let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if lines.is_endless {
@@ -310,17 +331,21 @@ impl Log {
         if lines.is_ready {
             return Ok(());
         }
-        let what = if lines.has_ended { "it ended" } else { "it does not say that it serves" };
+        let what =
+            if lines.close == Close::Seen { "it ended" } else { "it does not say that it serves" };
         Err(format!("{what}; its last lines: {}", tail(&lines)))
     }
 
-    /// Everything, once the process is gone.
-    fn whole(&self) -> Journal {
-        let is_open = |lines: &mut Lines| !lines.has_ended;
-        let waited = self.0.1.wait_timeout_while(self.lock(), LOG_MAX, is_open);
-        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    /// Everything, once the process is gone. Only the first call waits, at most that long.
+    fn whole(&self, patience: Duration) -> Journal {
+        let is_awaited = |lines: &mut Lines| lines.close == Close::Awaited;
+        let waited = self.0.1.wait_timeout_while(self.lock(), patience, is_awaited);
+        let (mut lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if lines.close == Close::Awaited {
+            lines.close = Close::GivenUp;
+        }
         let mut journal = lines.journal.clone();
-        if !lines.has_ended || lines.is_endless {
+        if lines.close != Close::Seen || lines.is_endless {
             // Somebody else holds it, or it was not read to its end: what is not here is missing.
             journal.missing += 1;
         }
@@ -378,12 +403,25 @@ mod tests {
         let log = filled(format!("{many}{{\"event_type\":\"server_started\"}}\nend").as_bytes());
         assert_eq!(log.wait_ready(Duration::ZERO), Ok(()));
         assert_eq!(log.check(), Ok(()));
-        assert_eq!(log.whole().missing, 0);
+        assert_eq!(log.whole(Duration::ZERO).missing, 0);
         assert!(
             log.tail().starts_with("noise\n") && log.tail().ends_with("\nend"),
             "{}",
             log.tail()
         );
+    }
+
+    #[test]
+    fn a_log_that_a_descendant_holds_open_is_waited_for_once() {
+        let log = Log::default();
+        log.lock().journal.add(Note::Missing(2));
+        assert_eq!(log.whole(Duration::from_millis(1)).missing, 3, "the end is missing, too");
+        let (told, heard) = std::sync::mpsc::channel();
+        let again = log.clone();
+        thread::spawn(move || told.send(again.whole(Duration::from_secs(3_600)).missing));
+        assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(3));
+        log.fill(&b""[..], &Ebbtide { binary: PathBuf::new() });
+        assert_eq!(log.whole(Duration::ZERO).missing, 2, "it has come to its end after all");
     }
 
     #[test]
@@ -398,6 +436,6 @@ mod tests {
         let complaint = "its log has a line without end, of 1024 KiB so far";
         assert_eq!(log.wait_ready(Duration::ZERO), Err(complaint.to_owned()));
         assert!(log.check().is_err());
-        assert_eq!((log.whole().missing, log.tail().as_str()), (1, "noise"));
+        assert_eq!((log.whole(Duration::ZERO).missing, log.tail().as_str()), (1, "noise"));
     }
 }

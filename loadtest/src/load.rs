@@ -312,6 +312,10 @@ impl Loop {
         let Some((client, _)) = self.clients.get_mut(&token) else { return };
         let line = (client.arrival().kind, client.arrival().user);
         let queue = self.lines.entry(line).or_default();
+        if !queue.waiting.is_empty() && client.is_stale() {
+            self.remove(token);
+            return;
+        }
         match queue.waiting.pop_front() {
             Some(arrival) => {
                 client.ask(arrival, &self.load.routes);
@@ -344,6 +348,7 @@ fn unsent(arrival: Arrival, index: u64, now: Duration) -> End {
         connected: None,
         port: 0,
         nth: 0,
+        reset_unheard: false,
         detail: "waited for a connection all the time".into(),
     }
 }

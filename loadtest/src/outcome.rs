@@ -86,6 +86,9 @@ pub struct End {
     pub port: u16,
     /// How many requests were sent on the connection before it.
     pub nth: u32,
+    /// Whether its connection was reset (`ECONNRESET`: no FIN had come) and not a byte had come on
+    /// it, of an answer to this request or to any before.
+    pub reset_unheard: bool,
     /// What exactly went wrong, in words; empty when nothing did.
     pub detail: Cow<'static, str>,
 }

@@ -94,6 +94,18 @@ impl Reader {
         }
     }
 
+    /// The status of the next response and whether it announces the close, once its head is whole:
+    /// an interim one as well.
+    ///
+    /// # Errors
+    /// [`Garbage`] for what is no head.
+    pub fn begin(&mut self) -> Result<Option<(u16, Closes)>, Garbage> {
+        if self.begun.is_none() && !self.head()? {
+            return Ok(None);
+        }
+        Ok(self.begun.as_ref().map(|(response, _)| (response.status, response.closes)))
+    }
+
     /// The next whole response.
     ///
     /// # Errors

@@ -99,9 +99,10 @@ impl Trip {
         self.gaps.iter().filter(|(at, _)| self.ends[*at].nth == 0).count() as u64
     }
 
-    /// How many of those are within what the kernel leaves open: one in ten restarts.
-    pub fn gaps_allowed(&self) -> u64 {
-        (self.restarts.len() as u64).div_ceil(10)
+    /// Whether those are no more than the kernel may leave: one in ten restarts, so that fewer than
+    /// ten restarts leave none.
+    pub fn are_gaps_rare(&self) -> bool {
+        self.gap_connections() * RESTARTS_FOR_A_GAP <= self.restarts.len() as u64
     }
 
     /// All that does not agree, and every old instance that did not end well.
@@ -128,10 +129,13 @@ impl Trip {
         self.fault.is_none()
             && self.losses() == 0
             && self.refusals() == 0
-            && self.gap_connections() <= self.gaps_allowed()
+            && self.are_gaps_rare()
             && self.all_differences().is_empty()
     }
 }
+
+/// At least so many restarts for each connection that meets the gap.
+const RESTARTS_FOR_A_GAP: u64 = 10;
 
 /// Who is told of a run while it lasts.
 pub trait Witness {
@@ -295,6 +299,7 @@ mod tests {
             connected: None,
             port: 0,
             nth,
+            reset_unheard: false,
             detail: "".into(),
         }
     }
@@ -317,6 +322,36 @@ mod tests {
                 trip.ends.iter().filter(|end| trip.is_failure(end)).count(),
                 usize::from(!is_clean)
             );
+        }
+    }
+
+    #[test]
+    fn one_gap_in_ten_restarts_is_clean_and_no_more() {
+        let restart = Restart {
+            signalled: Duration::ZERO,
+            closed: None,
+            exited: None,
+            status: None,
+            successor: None,
+            tally: Tally::default(),
+            latency: Latency::default(),
+            losses: 0,
+            gaps: 0,
+            ledger: None,
+        };
+        for (gaps, restarts, is_clean) in [
+            (0, 1, true),
+            (1, 3, false),
+            (1, 9, false),
+            (1, 10, true),
+            (2, 19, false),
+            (2, 20, true),
+        ] {
+            let mut trip = trip(Way::StopStart, vec![end(Outcome::ResetBeforeResponse, 0); gaps]);
+            trip.gaps = (0..gaps).map(|at| (at, Duration::ZERO)).collect();
+            trip.restarts = vec![restart.clone(); restarts];
+            assert_eq!(trip.losses(), 0);
+            assert_eq!(trip.is_clean(), is_clean, "{gaps} in {restarts}");
         }
     }
 

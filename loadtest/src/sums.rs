@@ -137,6 +137,7 @@ mod tests {
             connected: Some(at),
             port: 1,
             nth,
+            reset_unheard: false,
             detail: "".into(),
         }
     }

@@ -141,7 +141,8 @@ pub fn milliseconds(duration: Duration) -> String {
     format!("{:.2}", duration.as_secs_f64() * 1e3)
 }
 
-/// How the requests of each kind ended.
+/// How the requests of each kind ended, and the latency of those that were answered: one that was
+/// refused at once is no quick answer.
 pub fn by_kind(ends: &[End]) -> String {
     let mut table = Table::default();
     let names = Outcome::ALL.map(|outcome| outcome.name().to_owned());
@@ -151,7 +152,8 @@ pub fn by_kind(ends: &[End]) -> String {
         let of_kind: Vec<End> = ends.iter().filter(|end| end.kind == kind).cloned().collect();
         let tally = Tally::of(&of_kind);
         let counts = Outcome::ALL.map(|outcome| tally.count(outcome).to_string());
-        let mut all: Vec<Duration> = of_kind.iter().map(End::latency).collect();
+        let answered = of_kind.iter().filter(|end| end.outcome.is_answered());
+        let mut all: Vec<Duration> = answered.map(End::latency).collect();
         all.sort_unstable();
         let times = [all.get(all.len() / 2), all.last()];
         let times = times.map(|time| time.map_or("-".to_owned(), |time| milliseconds(*time)));
@@ -220,3 +222,42 @@ pub(crate) fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
 
 /// Lines of one sort that a terminal gets.
 const SHOWN_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_of_a_kind_are_those_of_its_answers() {
+        let ms = Duration::from_millis;
+        let end = |kind, outcome, latency: u64| End {
+            id: 1,
+            kind,
+            outcome,
+            planned: ms(1_000),
+            sent: None,
+            ended: ms(1_000 + latency),
+            connected: None,
+            port: 0,
+            nth: 0,
+            reset_unheard: false,
+            detail: "".into(),
+        };
+        let ends = [
+            end(Kind::Get, Outcome::Ok, 4),
+            end(Kind::Get, Outcome::OkClose, 8),
+            end(Kind::Get, Outcome::Refused, 0),
+            end(Kind::Get, Outcome::Refused, 0),
+            end(Kind::Get, Outcome::Refused, 0),
+            end(Kind::Get, Outcome::Timeout, 10_000),
+            end(Kind::Post, Outcome::Refused, 1),
+        ];
+        let text = by_kind(&ends);
+        let times = |kind: Kind| -> Vec<&str> {
+            let row = text.lines().find(|line| line.starts_with(kind.name())).unwrap();
+            row.split_whitespace().skip(1 + Outcome::ALL.len()).collect()
+        };
+        assert_eq!(times(Kind::Get), ["8.00", "8.00"], "{text}");
+        assert_eq!(times(Kind::Post), ["-", "-"], "{text}");
+    }
+}

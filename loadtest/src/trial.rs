@@ -39,6 +39,7 @@ pub fn ask_each_kind(to: SocketAddr, routes: &Routes, epoch: Instant) -> Result<
             connected: Some(connected),
             port,
             nth,
+            reset_unheard: false,
             detail: "".into(),
         }));
     }

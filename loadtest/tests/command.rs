@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -134,10 +134,22 @@ fn stands_in_for_a_server() {
             }
             peer.request();
         },
+        "last_fin" => |peer| {
+            while let Some(asked) = peer.request() {
+                let is_last = IS_STOPPING.load(Ordering::SeqCst);
+                peer.answer(&asked, if is_last { "Connection: close\r\n" } else { "" });
+                if is_last {
+                    return;
+                }
+            }
+        },
         way => panic!("{way}"),
     };
     if way == "books" {
         report_at_the_end();
+    }
+    if way == "last_fin" {
+        close_one_unanswered_at_the_end(&listener);
     }
     bad::start(listener, serve);
     eprintln!("{{\"event_type\":\"server_started\"}}");
@@ -154,6 +166,35 @@ fn listener(address: &str) -> TcpListener {
     socket.bind(&address.into()).unwrap();
     socket.listen(1_024).unwrap();
     socket.into()
+}
+
+/// Whether the server that closes a last connection was told to end.
+static IS_STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Has the process, when it is told to end, read the request of one more connection and close it
+/// without an answer, then its listener, then end when the others were answered.
+fn close_one_unanswered_at_the_end(listener: &TcpListener) {
+    let listener = listener.try_clone().unwrap();
+    let mut signals = Signals::new([SIGTERM]).unwrap();
+    std::thread::spawn(move || {
+        signals.forever().next();
+        IS_STOPPING.store(true, Ordering::SeqCst);
+        // The last instance has no load any more.
+        let patience = Some(Duration::from_millis(150));
+        socket2::SockRef::from(&listener).set_read_timeout(patience).unwrap();
+        // The other thread that accepts takes some of them.
+        while let Ok((stream, _)) = listener.accept() {
+            let mut peer = bad::Peer::new(stream);
+            let asked = peer.request();
+            if asked.is_some_and(|asked| asked.path == "/plaintext") {
+                break;
+            }
+        }
+        // Closes it for the thread that accepts as well.
+        socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
+        std::thread::park_timeout(Duration::from_millis(200));
+        std::process::exit(0);
+    });
 }
 
 /// Requests of the server that keeps books.
@@ -276,6 +317,23 @@ fn losses_and_a_missing_report_are_status_1_and_named() {
 }
 
 #[test]
+fn a_first_request_closed_without_an_answer_is_lost_however_soon_the_listener_closes() {
+    let scene = Scene::new("last_fin", "");
+    let peer = scene.program("server", &serving("export LISTEN=$1", "last_fin"));
+    let mut command = scene.bare(&ONE);
+    command.arg("--out").arg(scene.directory.join("out")).args(["--peer", &peer]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let named = "reset_before_response (closed without an answer), request 1 of its connection";
+    let is_named = |line: &str| line.starts_with("lost: ") && line.contains(named);
+    assert!(text(&output).lines().any(is_named), "{}", text(&output));
+    let losses = scene.result("restarts-server.json")["ways"][0]["losses"].clone();
+    let losses = losses.as_array().unwrap();
+    let mut closed = losses.iter().filter(|loss| loss["detail"] == "closed without an answer");
+    assert!(closed.all(|loss| loss["is_gap"] == false), "{losses:#?}");
+}
+
+#[test]
 fn an_interrupted_run_leaves_no_server_and_writes_what_it_has() {
     let pids = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interrupted.pid");
     let scene = Scene::serving("interrupted", &format!("echo $$ >{}", pids.display()), "well");
@@ -297,6 +355,36 @@ fn an_interrupted_run_leaves_no_server_and_writes_what_it_has() {
     assert!(scene.result("restarts-ebbtide.json")["ways"][0]["restarts"][0].is_object());
     let last = fs::read_to_string(pids).unwrap();
     assert!(!Path::new("/proc").join(last.trim()).exists(), "server {last} is left behind");
+}
+
+#[test]
+fn a_server_behind_a_wrapper_is_not_left_behind() {
+    let scene = Scene::new("wrapped", "");
+    let inner = scene.program("inner", &serving("export LISTEN=$1", "well"));
+    let pids = scene.directory.join("pids");
+    // The shell ends at the signal, and the server knows nothing of it.
+    let script = format!("{inner} \"$@\" & echo $! >>{}\nwait", pids.display());
+    let peer = scene.program("wrapper", &script);
+    let mut command = scene.bare(&ONE);
+    command.arg("--out").arg(scene.directory.join("out")).args(["--peer", &peer]);
+    let output = command.output().unwrap();
+    assert!(text(&output).contains("wrapper: "), "{}", text(&output));
+    let pids = fs::read_to_string(pids).unwrap();
+    assert!(!pids.is_empty(), "{}", text(&output));
+    // Whoever takes in orphans may take a moment to reap them.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for pid in pids.lines() {
+        while is_running(pid) {
+            assert!(Instant::now() < deadline, "server {pid} is left behind: {}", text(&output));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether there is such a process and it has not ended.
+fn is_running(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
 }
 
 #[test]
@@ -480,6 +568,7 @@ fn servers_that_make_no_sense_are_status_2() {
         (&["restarts", "--peer", "axum,hyper,axum"], "two servers are named axum"),
         (&["restarts", "--peer", "./a/b,./c/b"], "two servers are named b"),
         (&["restarts", "--peer", "axum", "--binary", "x"], "ebbtide is not asked for"),
+        (&["contrast"], "unrecognized subcommand"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         let output = command.args(arguments).output().unwrap();

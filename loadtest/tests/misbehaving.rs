@@ -113,6 +113,7 @@ fn a_reset_before_the_response_is_named() {
     let first = told.first(Outcome::ResetBeforeResponse);
     assert!(first.detail.starts_with("reset"), "{}", first.detail);
     assert!(first.sent.is_some() && first.connected.is_some() && first.nth == 0);
+    assert!(told.ends.iter().all(|end| end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
@@ -122,6 +123,7 @@ fn a_silent_close_of_a_first_request_is_named() {
     });
     assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
     assert_eq!(told.ends[0].detail, "closed without an answer");
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
@@ -149,6 +151,26 @@ fn a_reset_of_a_kept_connection_with_a_request_in_flight_is_named() {
     });
     let expected = BTreeSet::from([Outcome::Ok, Outcome::ResetBeforeResponse]);
     assert_eq!(told.outcomes(), expected, "{:?}", told.ends);
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
+}
+
+#[test]
+fn a_reset_behind_a_part_of_what_was_pipelined_or_an_interim_response_is_not_unheard() {
+    let told = load(Kind::Pipelined, |peer| {
+        let asked = peer.request().unwrap();
+        peer.answer(&asked, "");
+        peer.reset_when_read();
+    });
+    assert!(told.ends.iter().any(|end| end.outcome.is_loss()), "{:?}", told.ends);
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
+
+    let told = load(Kind::Get, |peer| {
+        peer.request();
+        peer.send("HTTP/1.1 100 Continue\r\n\r\n");
+        peer.reset_when_read();
+    });
+    assert_eq!(told.outcomes(), BTreeSet::from([Outcome::ResetBeforeResponse]));
+    assert!(told.ends.iter().all(|end| !end.reset_unheard), "{:?}", told.ends);
 }
 
 #[test]
@@ -285,6 +307,60 @@ fn an_answer_that_nobody_asked_for_is_called_so() {
         }
     });
     assert!(told.garbage[0].starts_with("an answer that nobody asked for"), "{:?}", told.garbage);
+}
+
+#[test]
+fn a_408_on_an_idle_connection_is_an_ordinary_close_however_it_comes() {
+    type Case = fn(&mut Peer);
+    let cases: [Case; 4] = [
+        |peer| answer_and(peer, TIMED_OUT, 0),
+        |peer| answer_and(peer, TIMED_OUT, 5),
+        // In pieces: within its head, and within its body.
+        |peer| {
+            answer_and(peer, &TIMED_OUT[..20], 5);
+            std::thread::park_timeout(Duration::from_millis(5));
+            peer.send(&TIMED_OUT[20..]);
+        },
+        |peer| answer_and(peer, &TIMED_OUT[..TIMED_OUT.len() - 2], 0),
+    ];
+    for (case, serve) in cases.into_iter().enumerate() {
+        for kind in [Kind::Get, Kind::Paused, Kind::Fresh] {
+            let told = load(kind, serve);
+            assert!(told.garbage.is_empty(), "{case}, {}: {:?}", kind.name(), told.garbage);
+            assert!(told.count(Outcome::Ok) > 0, "{case}, {}: {:?}", kind.name(), told.ends);
+        }
+    }
+}
+
+#[test]
+fn an_unasked_408_that_keeps_the_connection_and_an_unasked_part_of_an_answer_are_garbage() {
+    for serve in [
+        (|peer| answer_and(peer, "HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n", 0))
+            as fn(&mut Peer),
+        |peer| answer_and(peer, "HTTP/1.1 100 Continue\r\n\r\n", 0),
+        |peer| answer_and(peer, "HTTP/1.1 200 O", 0),
+        |peer| answer_and(peer, "What?\r\n\r\n", 0),
+    ] {
+        let told = load(Kind::Get, serve);
+        let is_told = told.garbage.iter().any(|what| what.contains("that nobody asked for"));
+        assert!(is_told, "{:?}", told.garbage);
+    }
+}
+
+const TIMED_OUT: &str = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\
+                         Content-Length: 4\r\n\r\nlate";
+
+/// Answers one request and says more after so many milliseconds, in one piece with it after none.
+fn answer_and(peer: &mut Peer, more: &str, milliseconds: u64) {
+    let Some(asked) = peer.request() else { return };
+    if milliseconds == 0 {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, World!";
+        peer.send([answer, more].concat());
+    } else {
+        peer.answer(&asked, "");
+        std::thread::park_timeout(Duration::from_millis(milliseconds));
+        peer.send(more);
+    }
 }
 
 #[test]

@@ -26,8 +26,7 @@ pub fn start(listener: TcpListener, serve: fn(&mut Peer)) -> SocketAddr {
         for stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
                 stream.set_nodelay(true).unwrap();
-                let reader = BufReader::new(stream.try_clone().unwrap());
-                serve(&mut Peer { stream, reader });
+                serve(&mut Peer::new(stream));
             });
         }
     });
@@ -35,6 +34,12 @@ pub fn start(listener: TcpListener, serve: fn(&mut Peer)) -> SocketAddr {
 }
 
 impl Peer {
+    /// On an accepted connection.
+    pub fn new(stream: TcpStream) -> Peer {
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Peer { stream, reader }
+    }
+
     /// The next request; `None` when the client is gone.
     pub fn request(&mut self) -> Option<Asked> {
         let path = self.line()?.split(' ').nth(1)?.to_owned();
@@ -111,6 +116,13 @@ impl Peer {
     #[allow(dead_code, reason = "not every user of this module is that bad")]
     pub fn reset(&mut self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// The same once the client's kernel has had the time to hand over what was sent.
+    #[allow(dead_code, reason = "not every user of this module is that bad")]
+    pub fn reset_when_read(&mut self) {
+        std::thread::park_timeout(Duration::from_millis(100));
+        self.reset();
     }
 }
 
