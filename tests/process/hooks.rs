@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::embedded::{Program, tell};
+use crate::services::until;
 use crate::support::server::{Server, file_in};
 use crate::support::{SLACK, SOON, beside_others, let_pass, say};
 
@@ -171,7 +172,11 @@ fn a_shutdown_that_is_undone_says_so_and_the_next_has_the_whole_budget() {
     tell(&mut stdin, "undrain");
     let line = server.log.wait("shutdown_undone");
     assert_eq!((&line["level"], &line["reason"]), (&"WARN".into(), &"SIGTERM".into()));
-    assert_eq!(server.connect().get("/plaintext").header("connection"), Some("keep-alive"));
+    // Control has said so; the workers hear of it in their next turns.
+    until("the workers to go on", SOON, || {
+        let response = server.connect().get("/plaintext");
+        (response.header("connection") == Some("keep-alive")).then_some(())
+    });
     let signalled = server.signal("HUP");
     wait_for_phase(&server, "draining");
     tell(&mut stdin, "undrain");
