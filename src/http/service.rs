@@ -376,10 +376,10 @@ impl CallFuture {
             announce_close(response.other_headers_mut());
             flow.close_announced.set(true);
         }
-        // A handler may have a say of its own in how the connection goes on.
         if response.status().is_server_error() && !flow.has_panicked.get() {
             tell_failure(flow, response.status(), FailureCause::Status);
         }
+        // A handler may have a say of its own in how the connection goes on.
         let advertises = flow.persists.get()
             && mode == Mode::Serving
             && !response.other_headers_mut().keys().any(|name| *name == CONNECTION);
