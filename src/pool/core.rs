@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::clock;
 use super::error::DatabaseError;
-use super::pooled::{JobOutcome, Numbers, RunningJob};
+use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
 use super::queue::{Queue, Refused};
 use super::resource::Reason;
 use super::slot::{Care, Health, Slot};
@@ -56,6 +56,47 @@ pub struct Core<J> {
     /// So many jobs had gone in when the watcher last looked, and none of those that have not come
     /// out since was submitted before that instant. `Some` while jobs wait.
     mark: Mutex<Option<(Instant, u64)>>,
+}
+
+/// A pool around a [`Core`], which is all that the server sees of it.
+pub(super) trait HasCore: Send + Sync {
+    type Job: Waiting;
+
+    fn core(&self) -> &Core<Self::Job>;
+}
+
+impl<P: HasCore> Pooled for P {
+    fn name(&self) -> &'static str {
+        self.core().name
+    }
+
+    fn usable(&self) -> Result<(), String> {
+        self.core().usable()
+    }
+
+    fn numbers(&self) -> Numbers {
+        self.core().numbers()
+    }
+
+    fn jobs(&self, now: Instant) -> Vec<RunningJob> {
+        self.core().jobs(now)
+    }
+
+    fn threads(&self) -> Vec<String> {
+        self.core().threads()
+    }
+
+    fn cancel(&self) {
+        self.core().cancel();
+    }
+
+    fn end(&self) {
+        self.core().end();
+    }
+
+    fn close(&self, deadline: Instant) -> Result<(), String> {
+        self.core().close(deadline)
+    }
 }
 
 impl<J: Waiting> Core<J> {

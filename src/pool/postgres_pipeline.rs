@@ -35,9 +35,9 @@ use tokio_postgres::{Client, Error, Row};
 
 use super::backoff::Backoff;
 use super::clock;
-use super::core::{Core, PoolLimits, Waiting};
+use super::core::{Core, HasCore, PoolLimits, Waiting};
 use super::error::DatabaseError;
-use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
+use super::pooled::JobOutcome;
 use super::postgres_address::PostgresAddress;
 use super::postgres_params::Params;
 use super::postgres_statements::Statements;
@@ -73,7 +73,7 @@ impl Drop for Keeper {
     }
 }
 
-struct Job {
+pub(super) struct Job {
     entry: Arc<dyn Entry>,
     statement: Cow<'static, str>,
     params: Params,
@@ -144,37 +144,11 @@ fn start_thread(shared: &Arc<Shared>) -> io::Result<()> {
     started.map(drop).inspect_err(|_| shared.core.leave(id))
 }
 
-impl Pooled for Pipeline {
-    fn name(&self) -> &'static str {
-        self.shared.core.name
-    }
+impl HasCore for Pipeline {
+    type Job = Job;
 
-    fn usable(&self) -> Result<(), String> {
-        self.shared.core.usable()
-    }
-
-    fn numbers(&self) -> Numbers {
-        self.shared.core.numbers()
-    }
-
-    fn jobs(&self, now: Instant) -> Vec<RunningJob> {
-        self.shared.core.jobs(now)
-    }
-
-    fn threads(&self) -> Vec<String> {
-        self.shared.core.threads()
-    }
-
-    fn cancel(&self) {
-        self.shared.core.cancel();
-    }
-
-    fn end(&self) {
-        self.shared.core.end();
-    }
-
-    fn close(&self, deadline: Instant) -> Result<(), String> {
-        self.shared.core.close(deadline)
+    fn core(&self) -> &Core<Job> {
+        &self.shared.core
     }
 }
 

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::clock;
-use super::core::{Core, PoolLimits, Waiting};
+use super::core::{Core, HasCore, PoolLimits, Waiting};
 use super::error::DatabaseError;
-use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
+use super::pooled::JobOutcome;
 use super::queue::Sleep;
 use super::resource::Reason;
 use super::resource::{After, Canceller, Resource};
@@ -34,7 +34,7 @@ use super::ticket::{Cell, Entry, Ticket};
 use super::watch::{Look, Watched};
 
 /// The threads; clones share them. They end when the last clone is gone, or with
-/// [`close`](Pooled::close).
+/// [`close`](super::pooled::Pooled::close).
 pub struct Pool<R: Resource> {
     shared: Arc<Shared<R>>,
     keeper: Arc<Keeper<R>>,
@@ -56,7 +56,7 @@ struct Shared<R: Resource> {
     settings: R::Settings,
 }
 
-struct Job<R> {
+pub(super) struct Job<R> {
     entry: Arc<dyn Entry>,
     work: Work<R>,
 }
@@ -121,37 +121,11 @@ impl<R: Resource> fmt::Debug for Pool<R> {
     }
 }
 
-impl<R: Resource> Pooled for Pool<R> {
-    fn name(&self) -> &'static str {
-        self.shared.core.name
-    }
+impl<R: Resource> HasCore for Pool<R> {
+    type Job = Job<R>;
 
-    fn usable(&self) -> Result<(), String> {
-        self.shared.core.usable()
-    }
-
-    fn numbers(&self) -> Numbers {
-        self.shared.core.numbers()
-    }
-
-    fn jobs(&self, now: Instant) -> Vec<RunningJob> {
-        self.shared.core.jobs(now)
-    }
-
-    fn threads(&self) -> Vec<String> {
-        self.shared.core.threads()
-    }
-
-    fn cancel(&self) {
-        self.shared.core.cancel();
-    }
-
-    fn end(&self) {
-        self.shared.core.end();
-    }
-
-    fn close(&self, deadline: Instant) -> Result<(), String> {
-        self.shared.core.close(deadline)
+    fn core(&self) -> &Core<Job<R>> {
+        &self.shared.core
     }
 }
 
