@@ -124,3 +124,22 @@ fn new_connections_are_let_in_and_answered_beside_those_who_take_all() {
         assert!(hogs.rig.received(client) > 0, "{client:?} still waits");
     }
 }
+
+#[test]
+fn who_has_sent_a_request_when_accepted_is_answered_in_that_turn() {
+    let mut rig = Rig::new(router());
+    let last = "GET /plain HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let [early, late, leaving] = [(); 3].map(|()| rig.connect());
+    rig.send(early, &get_request("/plain"));
+    rig.send(leaving, last.as_bytes());
+    rig.turn();
+    assert!(rig.received(early) > HELLO.len() as u64);
+    assert!(rig.received(leaving) > HELLO.len() as u64);
+    // The one that is gone already is none that epoll has to know.
+    assert_eq!(rig.watched(), 2);
+    rig.send(late, &get_request("/plain"));
+    rig.send(early, &get_request("/plain"));
+    rig.turn();
+    assert!(rig.received(early) > HELLO.len() as u64);
+    assert!(rig.received(late) > HELLO.len() as u64);
+}

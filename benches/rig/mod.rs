@@ -95,6 +95,8 @@ struct Net {
     queue: VecDeque<u32>,
     /// To be announced with the next turn.
     events: Vec<(Key, Readiness)>,
+    /// How many of them were to be announced at all.
+    watched: usize,
 }
 
 thread_local! {
@@ -178,6 +180,7 @@ impl Acceptor for Door {
     fn watch((): &(), stream: &mut Wire, key: Key) -> io::Result<()> {
         // As epoll does: what is there already is announced once.
         NET.with_borrow_mut(|net| {
+            net.watched += 1;
             let link = &mut net.links[stream.0 as usize];
             link.key = Some(key);
             if !link.inbound.is_empty() || !link.endless.is_empty() {
@@ -412,6 +415,11 @@ impl Rig {
     /// Whether the listener is retired and every connection gone.
     pub fn is_quiet(&self) -> bool {
         self.worker.endpoint.is_quiet()
+    }
+
+    /// How many connections epoll was given.
+    pub fn watched(&self) -> usize {
+        NET.with_borrow(|net| net.watched)
     }
 
     /// How many bytes the client was sent since this was last asked.

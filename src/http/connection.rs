@@ -15,6 +15,7 @@
 //! TLS, HTTP/2 and upgraded connections will be further variants of `Life`.
 
 use std::fmt;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -101,9 +102,17 @@ impl<T: Transport> Connection<T> {
         Connection { life: Life::Cold(cold) }
     }
 
-    /// Nothing yet: keeps the place of a connection whose key must be known before it is made.
-    pub fn pending() -> Connection<T> {
-        Connection { life: Life::Gone }
+    /// Has `watch` see to it that its readiness is announced.
+    ///
+    /// # Errors
+    /// Those of `watch`.
+    pub fn watch_by(&mut self, watch: impl FnOnce(&mut T) -> io::Result<()>) -> io::Result<()> {
+        match &mut self.life {
+            Life::Cold(cold) => watch(cold.socket.transport_mut()),
+            Life::Hot(hot) => hot.watch_by(watch),
+            Life::Lingering(linger) => watch(linger.socket_mut().transport_mut()),
+            Life::Gone => Ok(()),
+        }
     }
 
     /// Turns away a connection over the limit: 503, then the usual lingering close.

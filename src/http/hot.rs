@@ -116,6 +116,10 @@ impl<T: Transport> Hot<T> {
         self.wire.borrow_mut().socket.announce(readiness);
     }
 
+    pub fn watch_by(&mut self, watch: impl FnOnce(&mut T) -> io::Result<()>) -> io::Result<()> {
+        watch(self.wire.borrow_mut().socket.transport_mut())
+    }
+
     /// Only an idle connection acts on it; for one at work it would look like a next request.
     pub fn recheck(&mut self) {
         if self.flow.is_idle() {

@@ -329,6 +329,11 @@ impl<T: Transport> Socket<T> {
     pub fn transport(&self) -> &T {
         &self.transport
     }
+
+    /// The stream itself, to be given to a reactor.
+    pub fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
 }
 
 /// Who is at the other end, in 18 bytes: a slot keeps it for as long as its connection lives.

@@ -42,7 +42,7 @@ pub struct Endpoint<L: Acceptor = Listener> {
     slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
-    /// Slots to run, each at most once (see [`Slot::queued`]).
+    /// Slots to run, each at most once (see [`Slot::turn`]).
     runnable: Vec<Token>,
     /// Those of the turn before; empty between turns, kept for its capacity.
     ran: Vec<Token>,
@@ -64,8 +64,18 @@ struct Slot<S: Transport + 'static> {
     deadline: Tick,
     /// The state under which the ledger has it.
     booked: ConnectionState,
-    /// Whether it is in the run queue.
-    queued: bool,
+    turn: Turn,
+}
+
+/// When a connection runs next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// It is in the run queue for the first time: nobody announces its readiness yet.
+    First,
+    /// It is in the run queue.
+    Queued,
+    /// When something calls for it.
+    Waiting,
 }
 
 /// Who sends a worker connections that it has accepted itself.
@@ -384,38 +394,28 @@ impl<L: Acceptor> Endpoint<L> {
         }
     }
 
-    fn open(&mut self, (mut stream, peer, seat): Fresh<L::Stream>) {
+    /// Its first run looks into the kernel's buffer: most clients have sent their request by then,
+    /// and one that is answered and closed at once need not be watched at all.
+    fn open(&mut self, (stream, peer, seat): Fresh<L::Stream>) {
         self.site.ledger.opened();
+        let mut connection = Connection::accepted(stream, &self.site);
+        match seat {
+            Seat::Over => connection.shed(&self.site),
+            Seat::Granted => connection.recheck(),
+        }
         let token = self.slots.insert(Slot {
-            // A placeholder's place is needed before the key is known: register, then store.
-            connection: Connection::pending(),
+            connection,
             peer,
             deadline: NEVER,
             booked: ConnectionState::New,
-            queued: false,
+            turn: Turn::First,
         });
-        let key = Key::new(self.space, token);
-        if let Err(error) = L::watch(&self.registrar, &mut stream, key) {
-            log::error!(event_type = "accept_failed"; "cannot watch a connection: {error}");
-            self.free(token, ConnectionOutcome::Shed);
-            return;
-        }
-        let site = Rc::clone(&self.site);
-        let Some(slot) = self.slots.get_mut(token) else { return };
-        slot.connection = Connection::accepted(stream, &site);
-        if seat == Seat::Over {
-            slot.connection.shed(&site);
-        }
-        // Runs once to file its deadline; costs no system call before readiness is announced.
-        if site.mode.get() != Mode::Serving {
-            slot.connection.recheck();
-        }
-        enqueue(&mut self.runnable, slot, token);
+        self.runnable.push(token);
     }
 
     fn run(&mut self, token: Token) {
         let Some(slot) = self.slots.get_mut(token) else { return };
-        slot.queued = false;
+        let turn = std::mem::replace(&mut slot.turn, Turn::Waiting);
         let was_hot = is_hot(slot.booked);
         let mut means = Means {
             site: &self.site,
@@ -446,6 +446,20 @@ impl<L: Acceptor> Endpoint<L> {
                 if was_hot {
                     self.site.ledger.cooled();
                 }
+                self.free(token, outcome);
+                return;
+            }
+        }
+        if turn == Turn::First {
+            let key = Key::new(self.space, token);
+            // What has come since the run is announced as well: epoll looks when it is told.
+            let watched = slot.connection.watch_by(|stream| L::watch(&self.registrar, stream, key));
+            if let Err(error) = watched {
+                log::error!(event_type = "accept_failed"; "cannot watch a connection: {error}");
+                let outcome = match slot.connection.state() {
+                    ConnectionState::New => ConnectionOutcome::Shed,
+                    _ => slot.connection.cut(),
+                };
                 self.free(token, outcome);
                 return;
             }
@@ -493,8 +507,8 @@ fn consolidate_heap() {
 const CONSOLIDATING_BYTES: usize = 96 * 1024;
 
 fn enqueue<S: Transport>(runnable: &mut Vec<Token>, slot: &mut Slot<S>, token: Token) {
-    if !slot.queued {
-        slot.queued = true;
+    if slot.turn == Turn::Waiting {
+        slot.turn = Turn::Queued;
         runnable.push(token);
     }
 }
