@@ -17,6 +17,8 @@ pub struct Signals {
     pipe: Pipe,
     /// Set when nobody reads the pipe any more: then the signals do what they do by default.
     is_over: Arc<AtomicBool>,
+    /// Whether the pipe may hold something.
+    is_announced: bool,
 }
 
 impl Drop for Signals {
@@ -55,10 +57,24 @@ pub fn setup_signal_handlers() -> io::Result<Signals> {
     for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
         register_conditional_default(signal, Arc::clone(&is_over))?;
     }
-    Ok(Signals { pipe: Pipe::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1])?, is_over })
+    let pipe = Pipe::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1])?;
+    // Some may have come before anyone watches the pipe.
+    Ok(Signals { pipe, is_over, is_announced: true })
 }
 
 impl Signals {
+    /// The pipe is readable: the next call of [`pending`](Signals::pending) looks into it.
+    pub(crate) fn announce(&mut self) {
+        self.is_announced = true;
+    }
+
+    /// What has come since the last call, in no particular order; the same signal counts once.
+    /// Costs a system call only when the pipe was announced: where control serves as well, it is
+    /// asked for each turn of a handful of requests.
+    pub(crate) fn announced(&mut self) -> Vec<Caught> {
+        if std::mem::take(&mut self.is_announced) { self.pending() } else { Vec::new() }
+    }
+
     /// What has come since the last call, in no particular order; the same signal counts once.
     pub fn pending(&mut self) -> Vec<Caught> {
         self.pipe

@@ -478,8 +478,11 @@ impl Host for Control {
     }
 
     fn ready(&mut self, key: Key, readiness: Readiness) {
-        // The signal pipe is looked at in every turn.
-        if let Some(endpoint) = self.public.as_mut().filter(|public| public.owns(key)) {
+        if key == signals_key() {
+            if let Some(signals) = &mut self.signals {
+                signals.announce();
+            }
+        } else if let Some(endpoint) = self.public.as_mut().filter(|public| public.owns(key)) {
             endpoint.ready(key, readiness);
         } else if let Some(endpoint) = self.admin.as_mut().filter(|admin| admin.owns(key)) {
             endpoint.ready(key, readiness);
@@ -512,7 +515,7 @@ impl Host for Control {
     }
 
     fn take_mail(&mut self, now: Instant) {
-        let caught = self.signals.as_mut().map(Signals::pending).unwrap_or_default();
+        let caught = self.signals.as_mut().map(Signals::announced).unwrap_or_default();
         for caught in caught {
             self.take_signal(caught, now);
         }
