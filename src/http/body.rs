@@ -444,8 +444,13 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.flow.body.get() == BodyOwner::Application && !self.incoming.is_end_stream() {
-            self.flow.body.set(BodyOwner::Dropped);
+        match self.flow.body.get() {
+            // There was none, or it was read to its end and the flow knows.
+            BodyOwner::Nobody => return,
+            BodyOwner::Application if !self.incoming.is_end_stream() => {
+                self.flow.body.set(BodyOwner::Dropped);
+            }
+            BodyOwner::Application | BodyOwner::Dropped => {}
         }
         self.flow.body_finished();
     }

@@ -37,9 +37,9 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    fn new(now: Instant) -> Exchange {
+    fn new(method: Method, now: Instant) -> Exchange {
         Exchange {
-            method: Method::GET,
+            method,
             path: String::new(),
             begun: now,
             status: 0,
@@ -56,11 +56,11 @@ impl Exchange {
     }
 
     /// As new, but for the room that its path takes.
-    fn reset(&mut self, now: Instant) {
-        let Exchange { method, path, begun, status, bytes, refused, .. } = self;
-        (*method, *begun, *status, *bytes) = (Method::GET, now, 0, 0);
-        *refused = false;
-        path.clear();
+    fn reset(&mut self, method: Method, now: Instant) {
+        self.method = method;
+        self.path.clear();
+        let Exchange { begun, status, bytes, refused, .. } = self;
+        (*begun, *status, *bytes, *refused) = (now, 0, 0, false);
         let Exchange { mark, route, id, responded, watched, .. } = self;
         (*mark, *route, *id) = (None, None, None);
         (*responded, *watched) = (None, None);
@@ -127,7 +127,7 @@ pub struct Exchanges {
 
 impl Exchanges {
     /// Adds one, which is at hand from now on.
-    pub fn begin(&mut self, now: Instant) -> &mut Exchange {
+    pub fn begin(&mut self, method: Method, now: Instant) -> &mut Exchange {
         if self.first == self.end {
             (self.first, self.end) = (0, 0);
         } else if self.end == self.slots.len() && self.first > 0 {
@@ -135,8 +135,8 @@ impl Exchanges {
             (self.first, self.end) = (0, self.end - self.first);
         }
         match self.slots.get_mut(self.end) {
-            Some(slot) => slot.reset(now),
-            None => self.slots.push(Exchange::new(now)),
+            Some(slot) => slot.reset(method, now),
+            None => self.slots.push(Exchange::new(method, now)),
         }
         self.end += 1;
         self.at_hand = true;

@@ -222,8 +222,7 @@ impl Flow {
         self.awaited.set(None);
         drop(self.token.take());
         let mut exchanges = self.exchanges.borrow_mut();
-        let exchange = exchanges.begin(self.site.now.get());
-        exchange.method = method.clone();
+        let exchange = exchanges.begin(method.clone(), self.site.now.get());
         exchange.path.push_str(path);
         match id {
             Some(id) => exchange.id = Some(Rc::from(id)),

@@ -237,10 +237,9 @@ impl Drop for Request {
     fn drop(&mut self) {
         // Not there when it was taken apart.
         let Some(mut slot) = self.slot.take() else { return };
-        if let Some(head) = &mut slot.head {
-            spare::keep_headers(&mut head.headers);
+        if let Some(head) = slot.head.take() {
+            spare::keep_headers(head.headers);
         }
-        slot.head = None;
         if let Some(rest) = &slot.rest {
             let flow = Rc::clone(&rest.flow);
             slot.rest = None;

@@ -19,10 +19,17 @@ const FIELDS_MAX: usize = 32;
 
 /// Keeps the header map of a request for the next response that is made: hyper takes the
 /// response's map for the request after it.
-pub fn keep_headers(headers: &mut HeaderMap) {
+pub fn keep_headers(mut headers: HeaderMap) {
     if (1..=FIELDS_MAX).contains(&headers.capacity()) {
         headers.clear();
-        exchange(headers);
+        exchange(&mut headers);
+    }
+    if headers.capacity() == 0 {
+        #[allow(
+            clippy::mem_forget,
+            reason = "it owns nothing, and to find that out takes a while"
+        )]
+        std::mem::forget(headers);
     }
 }
 
