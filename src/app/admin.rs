@@ -20,8 +20,17 @@ use crate::metrics;
 /// Paths that [`with_health`] adds.
 pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/healthz"];
 
+/// Who reads the answers of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Why a database is unusable is for them: it names hosts, users and files.
+    Operators,
+    /// Clients.
+    Anybody,
+}
+
 /// Adds the health endpoints to a router, except where it has routes of its own.
-pub fn with_health(mut router: Router, status: &Arc<Status>) -> Router {
+pub fn with_health(mut router: Router, status: &Arc<Status>, readers: Readers) -> Router {
     for path in HEALTH_PATHS {
         if router.has_template(path) {
             continue;
@@ -32,7 +41,7 @@ pub fn with_health(mut router: Router, status: &Arc<Status>) -> Router {
             if path == "/livez" {
                 get(|_: Request| plain(StatusCode::OK, "ok\n".to_owned()))
             } else {
-                get(move |request: Request| readiness(&status, &request))
+                get(move |request: Request| readiness(&status, &request, readers))
             },
         );
     }
@@ -64,10 +73,10 @@ pub fn router(status: &Arc<Status>, connections: Ask) -> Router {
             }),
         );
     let index = "/livez\n/readyz\n/healthz\n/metrics\n/connections\n";
-    with_health(router, status).route("/", get(move |_: Request| index))
+    with_health(router, status, Readers::Operators).route("/", get(move |_: Request| index))
 }
 
-fn readiness(status: &Status, request: &Request) -> Response {
+fn readiness(status: &Status, request: &Request, readers: Readers) -> Response {
     let readiness = status.readiness();
     let code = match readiness {
         Ok(()) => StatusCode::OK,
@@ -99,7 +108,8 @@ fn readiness(status: &Status, request: &Request) -> Response {
         for data in status.data() {
             let (mark, what) = match data.usable() {
                 Ok(()) => ('+', "usable".to_owned()),
-                Err(reason) => ('-', reason),
+                Err(reason) if readers == Readers::Operators => ('-', reason),
+                Err(_) => ('-', "unusable".to_owned()),
             };
             let written = writeln!(text, "[{mark}] {} {what}", data.name);
             written.expect("writing to a string cannot fail");

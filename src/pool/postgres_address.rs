@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 use super::postgres_schema::Schema;
 
@@ -72,6 +72,12 @@ impl PostgresAddress {
         };
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return refuse("names no host");
+        }
+        // The library ends user and password at the first `@`: what is left of a password with an
+        // `@` would be a host, and named in the log.
+        let is_torn = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
+        if config.get_hosts().iter().any(is_torn) {
+            return refuse("has an `@` in its password: write %40");
         }
         let roots = match own.root_certificate.as_deref() {
             None | Some("system") => Roots::System,
@@ -210,6 +216,7 @@ mod tests {
             "mysql://user:s3cret@host/name",
             "user=s3cret",
             "postgres://user:s3cret@host/name?sslmode=s3cret",
+            "postgres://user:pass@s3cret@host/name",
             "",
         ] {
             let why = why_not(text);

@@ -45,7 +45,7 @@ pub use self::options::{HealthOn, Options, Workers};
 use self::site::SiteSetup;
 use self::trim::Trim;
 use self::worker::{Dealing, PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
-use crate::app::admin;
+use crate::app::admin::{self, Readers};
 use crate::app::router::Router;
 use crate::app::status::Status;
 use crate::cleanup::Cleanup;
@@ -114,7 +114,7 @@ impl Server {
         let dropped = options.log_lines_dropped.clone().unwrap_or_default();
         let status = Arc::new(Status::new(ledgers.clone(), metrics.clone(), dropped));
         let router = match options.health_on {
-            HealthOn::Public => admin::with_health(router, &status),
+            HealthOn::Public => admin::with_health(router, &status, Readers::Anybody),
             HealthOn::AdminOnly => router,
         };
         let handle = GracefulShutdown::new(options.shutdown.timeout);

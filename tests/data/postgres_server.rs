@@ -211,6 +211,11 @@ fn a_wrong_password_is_told_to_operators_only() {
     let (status, answer) = served.get("/one");
     assert_eq!(status, 503);
     assert!(!answer.contains("authentication") && !answer.contains("ebbtide\""), "{answer}");
+    // Clients may ask as well whether it is ready.
+    let (status, answer) = served.get("/readyz?verbose");
+    assert_eq!(status, 503);
+    assert!(answer.contains("[-] database unusable\n"), "{answer}");
+    assert!(!answer.contains("authentication"), "{answer}");
 }
 
 #[test]
