@@ -33,8 +33,8 @@ impl fmt::Debug for Secret {
 }
 
 /// An address without what stands before its host and without its parameters, which may hold a
-/// password as well. What is no address is not shown, unless its beginning says that it can hold
-/// none: a word of letters, or the path of an SQLite database.
+/// password as well. What is no address is not shown, unless it can hold none: the
+/// word for no database, or the path of one of SQLite.
 fn masked(text: &str) -> String {
     if text.starts_with("sqlite:") || ["", "off"].contains(&text) {
         return text.to_owned();

@@ -201,9 +201,11 @@ impl Resource for Link {
     fn connect(settings: &Settings) -> Result<Link, Reason> {
         let reason = |error: RedisError| Reason(error.to_string());
         // The name lookup, the connection and what is said first.
-        let connection =
+        let mut connection =
             settings.client.get_connection_with_timeout(CONNECT_MAX).map_err(reason)?;
         connection.set_write_timeout(Some(settings.patience)).map_err(reason)?;
+        // One that wants a password and was given none says so at the first command only.
+        answers(&mut connection).map_err(reason)?;
         connection.set_read_timeout(Some(settings.patience)).map_err(reason)?;
         let (patience, proved) = (settings.patience, clock::now());
         Ok(Link { connection, patience, proved, is_broken: false })
@@ -217,8 +219,7 @@ impl Resource for Link {
             return true;
         }
         // Whether a server is still there shows by its answer only.
-        let proved = self.connection.set_read_timeout(Some(PING_MAX)).is_ok()
-            && redis::cmd("PING").query::<()>(&mut self.connection).is_ok()
+        let proved = answers(&mut self.connection).is_ok()
             && self.connection.set_read_timeout(Some(self.patience)).is_ok();
         self.proved = clock::now();
         proved
@@ -230,6 +231,17 @@ impl Resource for Link {
 
     fn close(self) {
         drop(self.connection);
+    }
+}
+
+/// Whether the server would do a command, asked with one that does nothing. Leaves the time for an
+/// answer changed.
+fn answers(connection: &mut Connection) -> Result<(), RedisError> {
+    connection.set_read_timeout(Some(PING_MAX))?;
+    match redis::cmd("PING").query(connection) {
+        // A user who may do other things, for which it is there.
+        Err(error) if error.code() == Some("NOPERM") => Ok(()),
+        answer => answer,
     }
 }
 

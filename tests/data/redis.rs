@@ -1,12 +1,14 @@
 //! Redis: commands and pipelines, and what becomes of them when it is killed, silent or gone.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::items::{parsed, until_ready};
 use crate::services::redis::Redis;
 use crate::support::client::Client;
 use crate::support::server::{Launch, Server};
-use crate::support::{SOON, until};
+use crate::support::{SOON, let_pass, until};
 
 fn started(redis: &Redis) -> Server {
     let server = launch(&redis.url()).start();
@@ -124,5 +126,41 @@ fn a_wrong_password_is_told_to_operators_without_the_password() {
     server.log.wait("database_unavailable");
     let log = server.log.so_far().join("\n");
     assert!(!log.contains("hunter2"), "{log}");
+    server.stop();
+}
+
+#[test]
+fn a_server_that_wants_a_password_is_not_usable_without() {
+    let Some(redis) = Redis::start_with(&["--requirepass", "tidal"]) else { return };
+    let server = launch(&format!("redis://127.0.0.1:{}", redis.port())).start();
+    until("the reason", SOON, || {
+        let ready = Client::connect(server.admin).get("/readyz?verbose");
+        (ready.status == 503 && ready.text().contains("NOAUTH")).then_some(())
+    });
+    let response = server.connect().get("/hits/a");
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
+    server.stop();
+}
+
+#[test]
+fn a_user_who_may_do_little_keeps_its_connections() {
+    let Some(redis) = Redis::start() else { return };
+    let may = "~ebbtide:* +get +incr +expire +multi +exec +client|id";
+    assert_eq!(redis.say(&format!("ACL SETUSER little on >hunter2 {may}")), "+OK");
+    let address = format!("redis://little:hunter2@127.0.0.1:{}", redis.port());
+    let server = launch(&address).start();
+    until_ready(&server);
+    assert_eq!(hit(&mut server.connect(), "a"), (200, Some(1)));
+    // Connections are numbered. All four are there when none has come between two of ours.
+    let number = || redis.say("CLIENT ID").trim_start_matches(':').parse::<u32>().unwrap();
+    let last = until("every connection", SOON, || Some(number()).filter(|at| number() == at + 1));
+    // Past the time for which an answer proves that the server is there.
+    let_pass(Duration::from_millis(2500));
+    assert_eq!(number(), last + 2, "a connection was made anew");
+    assert_eq!(hit(&mut server.connect(), "a"), (200, Some(2)));
+    // What it may not do is refused, and costs no connection either.
+    assert_eq!(redis.say("ACL SETUSER little -get"), "+OK");
+    assert_eq!(server.connect().get("/hits/a").status, 500);
+    assert_eq!(hit(&mut server.connect(), "a"), (200, Some(3)));
     server.stop();
 }
