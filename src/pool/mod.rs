@@ -9,7 +9,7 @@
 //! | `slot`, `tally` | what a thread is doing, what a pool has done: for readers on other threads |
 //! | `core`, `watch` | what every pool has, and the thread that keeps its promises of time |
 //! | `threads`, `resource` | threads that own something that blocks, behind a trait of four methods |
-//! | `postgres*`, `sqlite`, `redis` | what they own |
+//! | `postgres*`, `sqlite*`, `redis` | what they own |
 //! | `pooled` | a pool as the server around it sees it |
 //!
 //! # Invariants
@@ -57,6 +57,8 @@ mod resource;
 mod slot;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "sqlite")]
+mod sqlite_waits;
 mod tally;
 mod threads;
 pub mod ticket;

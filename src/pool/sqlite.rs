@@ -2,8 +2,8 @@
 //!
 //! Each thread has a connection of its own to the same database. Reads run side by side; writes
 //! take turns at a lock of ours, because SQLite lets one connection write at a time and has the
-//! others ask again after growing pauses. (Of another process with the same file it is still
-//! asked again, for a few seconds.) A file is in WAL mode and synced at every commit: what a
+//! others ask again after growing pauses. Another process with the same file is waited for as well,
+//! for a few seconds. A file is in WAL mode and synced at every commit: what a
 //! response has acknowledged survives a crash of the machine. Closing brings the log into the file.
 
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use std::io;
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::ffi::ErrorCode;
@@ -23,6 +23,7 @@ use super::core::PoolLimits;
 use super::error::{DatabaseError, Rejection};
 use super::pooled::{DataClient, Pools};
 use super::resource::{After, Canceller, Reason, Resource};
+use super::sqlite_waits::{Turns, Waits, be_patient};
 use super::threads::Pool;
 use super::ticket::Ticket;
 use super::value::{Record, Value};
@@ -120,7 +121,7 @@ impl Default for SqliteOptions {
 #[derive(Clone)]
 pub struct Sqlite {
     pool: Pool<Embedded>,
-    writing: Arc<Mutex<()>>,
+    writing: Arc<Turns>,
 }
 
 impl Sqlite {
@@ -134,7 +135,7 @@ impl Sqlite {
     /// When a number in `options` is 0.
     pub fn start(address: &SqliteAddress, options: &SqliteOptions) -> io::Result<Sqlite> {
         assert!(options.threads > 0, "a pool has at least one thread");
-        let writing = Arc::new(Mutex::new(()));
+        let writing = Arc::new(Turns::default());
         let place = Place::of(address)?;
         // Connections to one database in memory lock each other out, readers too.
         let threads = if matches!(place, Place::Memory(..)) { 1 } else { options.threads };
@@ -153,13 +154,21 @@ impl Sqlite {
         Ok(Sqlite { pool: Pool::start(NAME, settings, limits)?, writing })
     }
 
-    /// Whether a file can be opened, or made, and written: for those who would rather have no
-    /// database than one that cannot be used. Makes the file.
+    /// Whether there is a file, or one can be made: for those who would rather have no database
+    /// than one that cannot be made. Makes the file. Does not wait for others who have it, nor ask
+    /// whether what is in it can be used: that shows in `/readyz`.
     ///
     /// # Errors
     /// Why not, in one line.
     pub fn try_file(path: &Path) -> Result<(), Reason> {
-        open(path).map(drop).map_err(|error| reason(&error))
+        // An empty one is left of an attempt to make it.
+        if std::fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+            return Ok(());
+        }
+        match open(path) {
+            Err(error) if !is_busy(&error) => Err(reason(&error)),
+            _ => Ok(()),
+        }
     }
 
     /// Does one statement, with `$1`, `$2` for what varies. Each text is prepared once per
@@ -173,7 +182,8 @@ impl Sqlite {
         let writing = Arc::clone(&self.writing);
         let text = statement.clone();
         self.pool.submit(statement, move |embedded| {
-            embedded.records(&text, &params, &writing).map_err(Into::into)
+            embedded.waits.begin();
+            embedded.records(&text, &params, &writing)
         })
     }
 
@@ -197,7 +207,10 @@ impl Sqlite {
         E: Into<DatabaseError>,
         F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
     {
-        let work = |embedded: &mut Embedded| work(&mut embedded.connection).map_err(Into::into);
+        let work = |embedded: &mut Embedded| {
+            embedded.waits.begin();
+            work(&mut embedded.connection).map_err(Into::into)
+        };
         self.pool.submit(statement.into(), work)
     }
 
@@ -213,7 +226,8 @@ impl Sqlite {
         let writing = Arc::clone(&self.writing);
         let statement = Location::caller().to_string();
         self.pool.submit(statement.into(), move |embedded| {
-            let _turn = turn(&writing);
+            embedded.waits.begin();
+            let _turn = writing.take(&embedded.waits)?;
             let behavior = TransactionBehavior::Immediate;
             let mut transaction = embedded.connection.transaction_with_behavior(behavior)?;
             let result = work(&mut transaction).map_err(Into::into)?;
@@ -224,7 +238,7 @@ impl Sqlite {
 
     /// Holds a thread and its connection for a while.
     pub(super) fn sleep(&self, span: Duration) -> Ticket<()> {
-        self.pool.submit("sleep".into(), move |embedded| embedded.cancelling.wait(span))
+        self.pool.submit("sleep".into(), move |embedded| embedded.waits.sleep(span))
     }
 }
 
@@ -246,7 +260,7 @@ struct Settings {
     schema: Option<Cow<'static, str>>,
     /// Whether the schema has been done. Only the holder of `writing` changes it.
     is_prepared: AtomicBool,
-    writing: Arc<Mutex<()>>,
+    writing: Arc<Turns>,
 }
 
 enum Place {
@@ -284,18 +298,15 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_MAX)?;
+    connection.busy_handler(Some(be_patient))?;
     // Writes the file's header, and so finds out whether it can be written and is a database. Of
     // several that do it to a new file at once SQLite refuses some without waiting.
-    let mut attempts = BUSY_MAX.as_millis() / SWITCH_PAUSE.as_millis();
     while let Err(error) =
         connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
     {
-        attempts -= 1;
-        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || attempts == 0 {
+        if !is_busy(&error) || !be_patient(0) {
             return Err(error);
         }
-        std::thread::park_timeout(SWITCH_PAUSE);
     }
     connection.pragma_update(None, "synchronous", "full")?;
     if connection.is_readonly("main")? {
@@ -309,47 +320,47 @@ fn reason(error: &rusqlite::Error) -> Reason {
     Reason(error.to_string())
 }
 
-/// The turn to write. Whoever panicked in its turn has rolled back.
-fn turn(writing: &Mutex<()>) -> MutexGuard<'_, ()> {
-    writing.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether it has waited for another process in vain.
+fn is_busy(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
 /// A thread's connection.
 struct Embedded {
     connection: Connection,
-    cancelling: Arc<Cancelling>,
+    waits: Arc<Waits>,
 }
 
 impl Resource for Embedded {
     type Settings = Settings;
 
     fn connect(settings: &Settings) -> Result<Embedded, Reason> {
+        let waits = Waits::of_this_thread();
         let mut connection = settings.place.connect().map_err(|error| reason(&error))?;
         connection.pragma_update(None, "foreign_keys", "on").map_err(|error| reason(&error))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         if let Some(schema) = &settings.schema {
-            let _turn = turn(&settings.writing);
+            let turn = settings.writing.take(&waits);
+            let _turn = turn.map_err(|error| Reason(error.to_string()))?;
             if !settings.is_prepared.load(Ordering::Acquire) {
                 // Another process that starts at the same time waits at BEGIN IMMEDIATE.
                 prepare(&mut connection, schema).map_err(|error| reason(&error))?;
                 settings.is_prepared.store(true, Ordering::Release);
             }
         }
-        let interrupt = connection.get_interrupt_handle();
-        let cancelling =
-            Cancelling { interrupt, is_cancelled: Mutex::new(false), changed: Condvar::new() };
-        Ok(Embedded { connection, cancelling: Arc::new(cancelling) })
+        Ok(Embedded { connection, waits })
     }
 
     fn is_usable(&mut self, after: After) -> bool {
         if after == After::Cancelled {
-            self.cancelling.forget();
+            self.waits.forget();
         }
         self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok()
     }
 
     fn canceller(&self) -> Arc<dyn Canceller> {
-        Arc::clone(&self.cancelling) as Arc<dyn Canceller>
+        let interrupt = self.connection.get_interrupt_handle();
+        Arc::new(Cancelling { interrupt, waits: Arc::clone(&self.waits) })
     }
 
     fn close(self) {
@@ -373,17 +384,18 @@ impl Embedded {
         &self,
         text: &str,
         params: &[Value],
-        writing: &Mutex<()>,
-    ) -> rusqlite::Result<Vec<Record>> {
+        writing: &Turns,
+    ) -> Result<Vec<Record>, DatabaseError> {
         let mut statement = self.connection.prepare_cached(text)?;
         for (number, value) in (1..).zip(params) {
             // SQLite numbers them in the order of the text.
             let Some(index) = statement.parameter_index(&format!("${number}"))? else {
-                return Err(rusqlite::Error::InvalidParameterCount(params.len(), number - 1));
+                let error = rusqlite::Error::InvalidParameterCount(params.len(), number - 1);
+                return Err(error.into());
             };
             statement.raw_bind_parameter(index, value)?;
         }
-        let _turn = (!statement.readonly()).then(|| turn(writing));
+        let _turn = if statement.readonly() { None } else { Some(writing.take(&self.waits)?) };
         let columns = statement.column_count();
         let mut rows = statement.raw_query();
         let mut records = Vec::new();
@@ -418,42 +430,29 @@ impl ToSql for Value {
     }
 }
 
-/// Ends a statement, and a sleep.
+/// Ends a statement, and whatever it waits for.
 struct Cancelling {
     interrupt: InterruptHandle,
-    is_cancelled: Mutex<bool>,
-    changed: Condvar,
+    waits: Arc<Waits>,
 }
 
 impl Canceller for Cancelling {
     fn cancel(&self) {
-        *self.lock() = true;
-        self.changed.notify_all();
+        self.waits.cancel();
         self.interrupt.interrupt();
-    }
-}
-
-impl Cancelling {
-    fn wait(&self, span: Duration) -> Result<(), DatabaseError> {
-        let waited = self.changed.wait_timeout_while(self.lock(), span, |cancelled| !*cancelled);
-        let (is_cancelled, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if *is_cancelled { Err(DatabaseError::Cancelled) } else { Ok(()) }
-    }
-
-    fn forget(&self) {
-        *self.lock() = false;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_cancelled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The codes are those that PostgreSQL has for the same (its manual, appendix A).
 impl From<rusqlite::Error> for DatabaseError {
     fn from(error: rusqlite::Error) -> DatabaseError {
-        let rusqlite::Error::SqliteFailure(failure, said) = &error else {
-            return DatabaseError::Mismatch(error.to_string());
+        let (failure, said) = match &error {
+            rusqlite::Error::SqliteFailure(failure, said) => (failure, said.clone()),
+            // Of a statement that cannot be prepared; it is shown with it.
+            rusqlite::Error::SqlInputError { error: failure, msg, .. } => {
+                (failure, Some(msg.clone()))
+            }
+            _ => return DatabaseError::Mismatch(error.to_string()),
         };
         let code = match (failure.code, failure.extended_code) {
             // It has waited for another process; nothing was done.
@@ -477,7 +476,7 @@ impl From<rusqlite::Error> for DatabaseError {
             (ErrorCode::Unknown, _) => "42601",
             _ => "XX000",
         };
-        let message = said.clone().unwrap_or_else(|| error.to_string());
+        let message = said.unwrap_or_else(|| error.to_string());
         // "UNIQUE constraint failed: items.name"
         let constraint = message.split_once("constraint failed: ").map(|(_, name)| name.to_owned());
         DatabaseError::Rejected(Rejection { code: code.to_owned(), message, constraint })
@@ -486,12 +485,6 @@ impl From<rusqlite::Error> for DatabaseError {
 
 /// The name of the pool in metrics and logs.
 const NAME: &str = "sqlite";
-
-/// How long a statement waits for another process that writes.
-const BUSY_MAX: Duration = Duration::from_secs(3);
-
-/// Between two attempts to have a new file in WAL mode.
-const SWITCH_PAUSE: Duration = Duration::from_millis(10);
 
 /// Statements that each connection keeps prepared.
 const STATEMENTS_KEPT: usize = 64;

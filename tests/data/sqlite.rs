@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -26,11 +26,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn without_a_database_named_it_is_a_file_in_the_working_directory() {
     let home = scratch("default-database");
     let start = || {
-        let mut command = Launch::new().command();
-        command.env_remove("DATABASE_URL").current_dir(&home);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let server = Server::new(child, stderr);
+        let server = at_home(&home);
         until_ready(&server);
         server
     };
@@ -170,3 +166,134 @@ fn a_cancelled_sleep_frees_its_connection() {
     assert_eq!(exit.status, 3, "{report:#}");
     assert_eq!(report["cancelled_jobs"][0]["statement"], "sleep", "{report:#}");
 }
+
+/// A server with the file of its working directory.
+fn at_home(home: &Path) -> Server {
+    let mut command = Launch::new().command();
+    command.env_remove("DATABASE_URL").current_dir(home);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = child.stderr.take().unwrap();
+    Server::new(child, stderr)
+}
+
+/// Another program, with the file to itself until its end.
+fn locked(file: &Path) -> rusqlite::Connection {
+    let other = rusqlite::Connection::open(file).unwrap();
+    other.busy_timeout(SOON).unwrap();
+    other.execute_batch("CREATE TABLE IF NOT EXISTS theirs (a); BEGIN EXCLUSIVE").unwrap();
+    other
+}
+
+fn until_told(server: &Server, reason: &str) {
+    until(reason, SOON, || {
+        let ready = Client::connect(server.admin).get("/readyz?verbose");
+        (ready.status == 503 && ready.text().contains(reason)).then_some(())
+    });
+}
+
+#[test]
+fn a_file_that_is_there_and_cannot_be_used_is_not_passed_over() {
+    let home = scratch("default-unusable");
+    let file = home.join("ebbtide.db");
+    // Of another program, for longer than anything is waited for.
+    let other = locked(&file);
+    let begun = Instant::now();
+    let server = at_home(&home);
+    assert_eq!(server.connect().get("/plaintext").status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(2) + SLACK, "the start waited for the file");
+    until_told(&server, "locked");
+    other.execute_batch("COMMIT").unwrap();
+    until_ready(&server);
+    assert_eq!(send(&mut server.connect(), "POST", "/items", ITEM).status, 201);
+    server.stop();
+
+    std::fs::write(&file, "a text, and longer than the header of a database, which it has not got")
+        .unwrap();
+    let server = at_home(&home);
+    until_told(&server, "not a database");
+    assert_eq!(server.connect().get("/items").status, 503);
+    std::fs::remove_file(&file).unwrap();
+    until_ready(&server);
+    assert_eq!(server.connect().get("/items").status, 200);
+    server.stop();
+
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let server = at_home(&home);
+    until_told(&server, "unable to open");
+    server.stop();
+}
+
+#[test]
+fn writes_that_another_program_keeps_waiting_are_refused_and_never_done() {
+    let file = scratch("foreign-lock").join("items.db");
+    let server = started(&format!("sqlite:{}", file.display()));
+    assert_eq!(send(&mut server.connect(), "POST", "/items", ITEM).status, 201);
+    let other = locked(&file);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let refused = send(&mut server.connect(), "POST", "/items", ITEM);
+                let told = (refused.status, refused.header("retry-after"));
+                assert_eq!(told, (503, Some("1")), "{}", refused.text());
+            });
+        }
+    });
+    let took = begun.elapsed();
+    assert!(took < PATIENCE + SLACK, "they waited for each other: {took:?}");
+    // Who reads waits for nobody.
+    assert_eq!(server.connect().get("/items").status, 200);
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(send(&mut server.connect(), "POST", "/items", ITEM).status, 201);
+    let page = parsed(&server.connect().get("/items"));
+    assert_eq!(page["items"].as_array().unwrap().len(), 2, "one of the refused was done");
+    server.stop();
+}
+
+#[test]
+fn a_write_that_waits_for_another_program_ends_with_its_request() {
+    let file = scratch("foreign-lock-exit").join("items.db");
+    let mut server = started(&format!("sqlite:{}", file.display()));
+    let other = locked(&file);
+    let post = format!(
+        "POST /items HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{ITEM}",
+        ITEM.len()
+    );
+    // On all four threads, and all of their clients leave.
+    let mut clients: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send(&post);
+    }
+    server.wait_in_flight(4);
+    let left = Instant::now();
+    drop(clients);
+    assert_eq!(server.connect().get("/items").status, 200);
+    assert!(left.elapsed() < SLACK, "their threads waited on: {:?}", left.elapsed());
+    // The shutdown does not wait for it either.
+    let mut client = server.connect();
+    client.send(&post);
+    server.wait_in_flight(1);
+    let before = server.signal("TERM");
+    server.log.wait_for("draining", |line| line["phase"] == "draining");
+    until("the second signal to count", SOON, || {
+        server.signal("TERM");
+        let lines = server.log.so_far();
+        lines.iter().any(|line| line.contains("\"phase\":\"cancelling\"")).then_some(())
+    });
+    assert_eq!(client.response().status, 503);
+    drop(client);
+    let exit = server.exit(SOON);
+    assert!(exit.at - before < Duration::from_secs(1) + SLACK, "{:?}", exit.at - before);
+    let report = server.log.report();
+    let hooks = report["hooks"].as_array().unwrap();
+    let closing = hooks.iter().find(|hook| hook["name"] == "close_database").unwrap();
+    assert_eq!(closing["outcome"], "done", "{report:#}");
+    other.execute_batch("COMMIT").unwrap();
+    let count: i64 = other.query_row("SELECT count(*) FROM items", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 0);
+}
+
+/// How long a job waits for another program.
+const PATIENCE: Duration = Duration::from_secs(3);
