@@ -2,10 +2,13 @@
 //! and the end.
 
 use std::borrow::Cow;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::backoff::{Backoff, Gate, LONGEST_BESIDE};
 use super::clock;
 use super::error::DatabaseError;
 use super::pooled::{JobOutcome, Numbers, Pooled, RunningJob};
@@ -48,6 +51,8 @@ pub struct Core<J> {
     connected: AtomicUsize,
     /// Whether the last attempt to connect failed.
     is_down: AtomicBool,
+    /// Where the threads take turns at connecting while it is down.
+    gate: Mutex<Gate>,
     /// Set by [`cancel`](Core::cancel), for good.
     is_cancelled: AtomicBool,
     /// Threads that have not ended, given up or not.
@@ -111,6 +116,7 @@ impl<J: Waiting> Core<J> {
             next_id: AtomicU64::new(0),
             connected: AtomicUsize::new(0),
             is_down: AtomicBool::new(false),
+            gate: Mutex::default(),
             is_cancelled: AtomicBool::new(false),
             crew: Mutex::new(0),
             crew_left: Condvar::new(),
@@ -189,6 +195,7 @@ impl<J: Waiting> Core<J> {
             self.connected.fetch_add(1, Ordering::SeqCst);
         }
         if self.is_down.swap(false, Ordering::SeqCst) {
+            *self.gate() = Gate::default();
             log::info!(
                 event_type = "database_connected", pool = self.name;
                 "{}: connected", self.name
@@ -215,10 +222,11 @@ impl<J: Waiting> Core<J> {
         self.crew_left.notify_all();
     }
 
-    /// A thread could not connect, and tries again at `retry_at`. When no other has a connection,
-    /// whoever waits need not wait any longer.
+    /// A thread could not connect. When no other has a connection, whoever waits need not wait any
+    /// longer.
     pub fn note_failed(&self, slot: &Slot, reason: Reason, now: Instant) {
         if self.connected.load(Ordering::SeqCst) == 0 {
+            self.gate().fail(slot.id, now, chance(slot));
             if !self.is_down.swap(true, Ordering::SeqCst) {
                 log::warn!(
                     event_type = "database_unavailable", pool = self.name, reason:% = reason;
@@ -232,6 +240,25 @@ impl<J: Waiting> Core<J> {
             }
         }
         slot.set_health(Health::Down { reason, since: now });
+    }
+
+    /// How long a thread whose attempt has failed waits for its next one by itself, before it asks
+    /// whether it [`may_connect`](Core::may_connect).
+    pub fn patience(&self, slot: &Slot, backoff: &mut Backoff) -> Duration {
+        let wait = backoff.fail(LONGEST_BESIDE, chance(slot));
+        if self.is_down() { Duration::ZERO } else { wait }
+    }
+
+    /// Whether a thread may try to connect again.
+    ///
+    /// # Errors
+    /// When to ask again: others try.
+    pub fn may_connect(&self, slot: &Slot, now: Instant) -> Result<(), Instant> {
+        if self.is_down() { self.gate().pass(slot.id, now) } else { Ok(()) }
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no thread has a connection, and none is expected in a moment.
@@ -422,6 +449,11 @@ impl<J: Waiting> Desk for Core<J> {
             _ => self.bell.ring(),
         }
     }
+}
+
+/// A number that nobody knows.
+fn chance(slot: &Slot) -> u64 {
+    RandomState::new().hash_one(slot.id)
 }
 
 /// How often the watcher looks after a queue in which jobs wait.

@@ -16,9 +16,7 @@
 //!    its connection is dropped with all that is in flight.
 
 use std::borrow::Cow;
-use std::collections::hash_map::RandomState;
 use std::future::{Future, poll_fn};
-use std::hash::BuildHasher;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -194,10 +192,16 @@ impl Thread {
 
     /// Waits before the next attempt.
     async fn pause(&mut self, reason: Reason) {
-        let core = &self.shared.core;
-        core.note_failed(&self.slot, reason, clock::now());
-        let wait = self.backoff.fail(RandomState::new().hash_one(self.slot.id));
-        let _closed = self.until_closed(time::sleep(wait)).await;
+        let core = Arc::clone(&self.shared.core);
+        let now = clock::now();
+        core.note_failed(&self.slot, reason, now);
+        let mut end = now + core.patience(&self.slot, &mut self.backoff);
+        while self.until_closed(time::sleep_until(end.into())).await.is_some() {
+            match core.may_connect(&self.slot, clock::now()) {
+                Ok(()) => break,
+                Err(at) => end = at,
+            }
+        }
     }
 
     /// Does `work` until it is done or the pool is closed: `None` when that comes first.

@@ -10,9 +10,7 @@
 //! before the call has returned and [`Resource::is_usable`] has agreed.
 
 use std::borrow::Cow;
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -266,13 +264,17 @@ impl<R: Resource> Runner<R> {
         let core = &self.shared.core;
         let now = clock::now();
         core.note_failed(&self.slot, reason, now);
-        let end = now + self.backoff.fail(RandomState::new().hash_one(self.slot.id));
-        loop {
+        let mut end = now + core.patience(&self.slot, &mut self.backoff);
+        while !self.is_over() {
             let now = clock::now();
-            if now >= end || self.is_over() {
-                break;
+            if now < end {
+                thread::park_timeout(end - now);
+                continue;
             }
-            thread::park_timeout(end - now);
+            match core.may_connect(&self.slot, now) {
+                Ok(()) => break,
+                Err(at) => end = at,
+            }
         }
     }
 

@@ -2,8 +2,10 @@
 //! cancelling and closing.
 
 use std::future::Future;
+use std::net::{Ipv4Addr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -380,5 +382,31 @@ fn a_half_open_link_costs_its_jobs_and_no_others() {
     assert!(begun.elapsed() < Duration::from_millis(1200), "{:?}", begun.elapsed());
     proxy.pass();
     until("statements to be done again", SOON, || wait(number(&db, 4)).ok());
+    closed(&db);
+}
+
+#[test]
+fn a_server_that_has_no_room_is_asked_by_one_thread_after_the_other() {
+    // It takes connections and closes them, as PostgreSQL does with more than it may have.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            drop(stream.unwrap());
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let url = format!("postgres://me@127.0.0.1:{port}/db");
+    let db = client(&url, &PostgresOptions { exclusive: 20, pipelined: 20, ..options() });
+    // Each for itself, at first; then the pauses grow.
+    until("the first of them", SOON, || (attempts.load(Ordering::SeqCst) >= 60).then_some(()));
+    let (before, span) = (attempts.load(Ordering::SeqCst), Duration::from_secs(3));
+    let begun = Instant::now();
+    until("three seconds", SOON, || (begun.elapsed() >= span).then_some(()));
+    let count = attempts.load(Ordering::SeqCst) - before;
+    // Each of the two sets every 0.25 to 0.5 s in the end, with a few before that.
+    assert!((8..60).contains(&count), "{count} attempts in three seconds");
     closed(&db);
 }
