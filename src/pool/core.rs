@@ -210,6 +210,14 @@ impl<J: Waiting> Core<J> {
         }
     }
 
+    /// The connection of this thread is out of time, and is not used any more.
+    pub fn note_given_up(&self, slot: &Slot, now: Instant) {
+        log::warn!(
+            event_type = "connection_given_up", pool = self.name;
+            "{}: a connection does not answer and is given up: {}", self.name, slot.told(now)
+        );
+    }
+
     /// The thread of this place is stuck and serves no more: it ends when it can.
     pub fn give_up(&self, slot: &Slot) {
         slot.give_up();

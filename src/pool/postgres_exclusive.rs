@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{CancelToken, Client};
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslMode};
 
 use super::postgres_address::PostgresAddress;
 use super::postgres_tls::{Tls, connector};
@@ -19,6 +19,7 @@ use crate::said::chain;
 /// One connection.
 pub struct Exclusive {
     pub client: Client,
+    address: PostgresAddress,
     tls: Tls,
 }
 
@@ -32,7 +33,7 @@ impl Resource for Exclusive {
         let config = postgres::Config::from(address.config.clone());
         let mut client = config.connect(Tls::clone(&tls)).map_err(|error| reason(&error))?;
         address.schema.prepare_blocking(&mut client).map_err(|error| reason(&error))?;
-        Ok(Exclusive { client, tls })
+        Ok(Exclusive { client, address: address.clone(), tls })
     }
 
     fn is_usable(&mut self, after: After) -> bool {
@@ -50,7 +51,11 @@ impl Resource for Exclusive {
     }
 
     fn canceller(&self) -> Arc<dyn Canceller> {
-        Arc::new(Cancelling { token: self.client.cancel_token(), tls: Tls::clone(&self.tls) })
+        Arc::new(Cancelling {
+            token: self.client.cancel_token(),
+            address: self.address.clone(),
+            tls: Tls::clone(&self.tls),
+        })
     }
 
     fn close(self) {
@@ -62,15 +67,24 @@ impl Resource for Exclusive {
 
 struct Cancelling {
     token: CancelToken,
+    address: PostgresAddress,
     tls: Tls,
 }
 
 impl Canceller for Cancelling {
     fn cancel(&self) {
-        if let Err(error) = self.token.cancel_query(Tls::clone(&self.tls)) {
+        // Where TLS may be spoken the library waits for the server's word on it, without end.
+        let may_wait = self.address.config.get_ssl_mode() != SslMode::Disable
+            && cfg!(feature = "postgres-tls");
+        let answered = if may_wait { answers(&self.address) } else { Ok(()) };
+        let asked = answered.and_then(|()| {
+            let asked = self.token.cancel_query(Tls::clone(&self.tls));
+            asked.map_err(|error| Reason(self.address.redact(&chain(&error))))
+        });
+        if let Err(reason) = asked {
             log::warn!(
                 event_type = "cancel_failed";
-                "a statement could not be cancelled: {}", chain(&error)
+                "a statement could not be cancelled: {reason}"
             );
         }
     }

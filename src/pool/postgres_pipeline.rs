@@ -438,6 +438,7 @@ impl Line {
                     self.core.tally.count(JobOutcome::TimedOut);
                 }
                 if at == 0 {
+                    self.core.note_given_up(&self.slot, now);
                     return Some(Over::Discarded);
                 }
             }

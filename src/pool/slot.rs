@@ -119,8 +119,11 @@ impl Slot {
         is_counted
     }
 
+    /// It has another connection, or none: what was asked for of the one before is over.
     pub fn set_canceller(&self, canceller: Option<Arc<dyn Canceller>>) {
-        self.state().canceller = canceller;
+        let mut state = self.state();
+        (state.cancel, state.asked_at) = (Cancel::No, None);
+        state.canceller = canceller;
     }
 
     /// What wakes the thread, wherever it waits.
@@ -166,9 +169,13 @@ impl Slot {
         cancel
     }
 
-    /// The canceller has returned.
-    pub fn asked(&self) {
-        self.state().cancel = Cancel::Asked;
+    /// This canceller has returned, which concerns its own connection only.
+    pub fn asked(&self, by: &Arc<dyn Canceller>) {
+        let mut state = self.state();
+        if state.canceller.as_ref().is_some_and(|canceller| Arc::ptr_eq(canceller, by)) {
+            state.cancel = Cancel::Asked;
+        }
+        drop(state);
         self.wake();
     }
 
@@ -271,3 +278,48 @@ impl Slot {
 
 /// How often a job is cancelled that goes on.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::super::ticket::Cell;
+    use super::*;
+
+    struct Nothing;
+
+    impl Canceller for Nothing {
+        fn cancel(&self) {}
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "any instant will do as the origin")]
+    fn a_canceller_that_returns_late_says_nothing_of_the_next_connection() {
+        let now = Instant::now();
+        let slot = Slot::new(0, Care::Watcher, now);
+        let job = || {
+            let cell: Arc<Cell<()>> = Cell::new(Cow::Borrowed("job"), now, now);
+            let entry = Arc::clone(&cell) as Arc<dyn Entry>;
+            assert!(entry.take(0));
+            entry
+        };
+        let (first, second): (Arc<dyn Canceller>, Arc<dyn Canceller>) =
+            (Arc::new(Nothing), Arc::new(Nothing));
+        slot.set_canceller(Some(first));
+        let late = job();
+        slot.begin(Arc::clone(&late), now);
+        let Due::Cancel(asking) = slot.due(now, Duration::ZERO) else { panic!("it is late") };
+        assert_eq!(slot.take_cancel(), Cancel::Asking);
+        slot.end(&late);
+        slot.set_canceller(None);
+        slot.set_canceller(Some(second));
+        assert_eq!(slot.take_cancel(), Cancel::No, "nobody asks for the new one");
+        slot.asked(&asking);
+        assert_eq!(slot.take_cancel(), Cancel::No, "it was another's");
+        // And the new one can be asked for.
+        slot.begin(job(), now);
+        let Due::Cancel(asking) = slot.due(now, Duration::ZERO) else { panic!("it is late") };
+        slot.asked(&asking);
+        assert_eq!(slot.take_cancel(), Cancel::Asked);
+    }
+}

@@ -140,12 +140,13 @@ impl<R: Resource> Shared<R> {
     }
 
     /// Puts another thread in the place of one that is stuck, unless too many are.
-    fn replace(self: &Arc<Self>, slot: &Slot) {
+    fn replace(self: &Arc<Self>, slot: &Slot, now: Instant) {
         let threads = self.core.limits.threads;
         let strays = self.core.crew().saturating_sub(threads);
         if self.core.queue.is_closed() || strays >= threads * STRAYS_PER_THREAD {
             return;
         }
+        self.core.note_given_up(slot, now);
         self.core.give_up(slot);
         if let Err(error) = self.start_thread() {
             log::error!(event_type = "thread_not_started"; "a thread for the database: {error}");
@@ -160,7 +161,7 @@ impl<R: Resource> Shared<R> {
             if now >= end && is_closing {
                 self.core.give_up(slot);
             } else if now >= end {
-                self.replace(slot);
+                self.replace(slot, now);
             }
             return Some(end.max(now + STUCK_LOOK_INTERVAL));
         }
@@ -179,7 +180,7 @@ impl<R: Resource> Shared<R> {
         let is_urgent = is_late || self.core.is_cancelled();
         let due = slot.due(now, if is_urgent { Duration::ZERO } else { CANCEL_GRACE });
         if is_late {
-            self.replace(slot);
+            self.replace(slot, now);
         }
         match due {
             Due::Nothing => is_late.then(|| now + STUCK_LOOK_INTERVAL),
@@ -194,15 +195,15 @@ impl<R: Resource> Shared<R> {
 
 /// Has a thread of its own ask for the cancelling: it blocks.
 fn ask(canceller: Arc<dyn Canceller>, slot: Arc<Slot>) {
-    let known = Arc::clone(&slot);
+    let known = (Arc::clone(&slot), Arc::clone(&canceller));
     let asking = move || {
         canceller.cancel();
-        slot.asked();
+        slot.asked(&canceller);
     };
     let started = Builder::new().name("ebbtide-cancel".to_owned()).spawn(asking);
     if let Err(error) = started {
         log::error!(event_type = "thread_not_started"; "a thread to cancel a job: {error}");
-        known.asked();
+        known.0.asked(&known.1);
     }
 }
 

@@ -170,8 +170,8 @@ fn frozen_backends_hold_neither_the_other_routes_nor_the_exit() {
     let frozen: Vec<_> = database.sessions().iter().map(Session::freeze).collect();
     let begun = Instant::now();
     let mut waiting: Vec<Client> = (0..16).map(|_| server.connect()).collect();
-    for client in &mut waiting {
-        client.send("GET /db HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    for (at, client) in waiting.iter_mut().enumerate() {
+        client.ask(if at == 0 { "/db/sleep/1" } else { "/db" });
     }
     let asked = Instant::now();
     assert_eq!(server.connect().get("/plaintext").status, 200);
@@ -182,6 +182,14 @@ fn frozen_backends_hold_neither_the_other_routes_nor_the_exit() {
     }
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(5) + SLACK, "{took:?}");
+    for (pool, statement) in
+        [("postgres_pipelined", "FROM lab_rows"), ("postgres_exclusive", "pg_sleep")]
+    {
+        let given_up = server.log.wait_for("a connection to be given up", |line| {
+            line["event_type"] == "connection_given_up" && line["pool"] == pool
+        });
+        assert!(given_up["message"].as_str().unwrap().contains(statement), "{given_up}");
+    }
     // With new connections, while the old ones are still frozen.
     until("rows again", SOON, || (server.connect().get("/db").status == 200).then_some(()));
     drop(frozen);
