@@ -1,5 +1,6 @@
 //! Redis: commands and pipelines, and what becomes of them when it is killed, silent or gone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -80,6 +81,51 @@ fn redis_is_killed_and_comes_back() {
     until_ready(&server);
     // It keeps nothing, so a hit that was repeated would show.
     assert_eq!(hit(&mut server.connect(), "a"), (200, Some(1)));
+    server.stop();
+}
+
+#[test]
+fn no_hit_is_repeated_or_lost_when_redis_is_killed_under_load() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let Some(redis) = Redis::start_with(&durable) else { return };
+    let server = started(&redis);
+    let is_over = AtomicBool::new(false);
+    // Of each hit the number it was told, if any.
+    let told: Vec<Option<u64>> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut client, mut told) = (server.connect(), Vec::new());
+                    while !is_over.load(Ordering::SeqCst) {
+                        let (status, number) = hit(&mut client, "shared");
+                        assert!(status == 200 || status == 503, "{status}");
+                        told.push(number);
+                        if number.is_none() {
+                            let_pass(Duration::from_millis(2));
+                        }
+                    }
+                    told
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            let_pass(Duration::from_millis(300));
+            redis.kill();
+            let_pass(Duration::from_millis(100));
+            redis.begin();
+            until_ready(&server);
+        }
+        is_over.store(true, Ordering::SeqCst);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    let mut numbers: Vec<u64> = told.iter().flatten().copied().collect();
+    let (done, failed) = (numbers.len() as u64, (told.len() - numbers.len()) as u64);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len() as u64, done, "two hits were told one number");
+    let count = parsed(&server.connect().get("/hits/shared"))["hits"].as_u64().unwrap();
+    assert!(done > 0 && failed > 0, "{done} done, {failed} failed: no trouble");
+    assert!(done <= count && count <= done + failed, "{count} of {done} done and {failed} not");
     server.stop();
 }
 
