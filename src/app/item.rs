@@ -1,8 +1,12 @@
 //! An item as clients write it, and the page of a list that they ask for. Pure: text in, values or
 //! what is wrong with which field out.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use http::StatusCode;
-use serde::Serialize;
+use serde::de::{DeserializeSeed, MapAccess, Visitor};
+use serde::{Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::http::message::{IntoResponse, Response};
@@ -25,9 +29,9 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The request cannot be read.
-    fn unreadable(what: String) -> Fault {
-        Fault { status: StatusCode::BAD_REQUEST, field: None, what }
+    /// The request cannot be read, within a field or elsewhere.
+    fn unreadable(field: Option<&str>, what: String) -> Fault {
+        Fault { status: StatusCode::BAD_REQUEST, field: field.map(shown), what }
     }
 
     /// A parameter of the target is not what it should be.
@@ -60,18 +64,15 @@ impl Item {
     /// which `details` may be missing.
     ///
     /// # Errors
-    /// 400 for what is no JSON or too deep, 422 for a field that is missing, unknown or unfit.
+    /// 400 for what is no JSON or too deep, 422 for a field that is missing, unknown, unfit or
+    /// there twice.
     pub fn read(json: &[u8]) -> Result<Item, Fault> {
-        // Deeper than 128 it does not get: the parser's own limit.
-        let value: Value = serde_json::from_slice(json).map_err(|error| {
-            Fault::unreadable(format!("the body is no JSON that can be read: {error}"))
-        })?;
-        let Value::Object(fields) = value else {
-            let what = "the body must be a JSON object".to_owned();
-            return Err(Fault { status: StatusCode::UNPROCESSABLE_ENTITY, field: None, what });
-        };
         let (mut name, mut quantity, mut details) = (None, None, None);
-        for (field, value) in fields {
+        let mut known = BTreeSet::new();
+        for (field, value) in read_fields(json)? {
+            if !known.insert(field.clone()) {
+                return Err(Fault::unfit(&field, format!("{:?} is there twice", shown(&field))));
+            }
             match field.as_str() {
                 "name" => name = Some(read_name(value)?),
                 "quantity" => quantity = Some(read_quantity(&value)?),
@@ -88,6 +89,55 @@ impl Item {
             quantity: quantity.ok_or_else(|| missing("quantity"))?,
             details: details.unwrap_or_else(|| Value::Object(serde_json::Map::new())),
         })
+    }
+}
+
+/// The fields of a JSON object in their order, those that are there twice as well.
+fn read_fields(json: &[u8]) -> Result<Vec<(String, Value)>, Fault> {
+    let mut at = None;
+    // Deeper than 128 it does not get: the parser's own limit.
+    let mut parser = serde_json::Deserializer::from_slice(json);
+    let read = Fields { at: &mut at }.deserialize(&mut parser);
+    let read = read.and_then(|fields| parser.end().map(|()| fields));
+    read.map_err(|error| {
+        if error.is_data() && at.is_none() {
+            let what = "the body must be a JSON object".to_owned();
+            return Fault { status: StatusCode::UNPROCESSABLE_ENTITY, field: None, what };
+        }
+        let what = format!("the body is no JSON that can be read: {error}");
+        Fault::unreadable(at.as_deref(), what)
+    })
+}
+
+/// Reads an object and remembers which field it is at.
+struct Fields<'a> {
+    /// `Some` while the value of this field is read.
+    at: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = Vec<(String, Value)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Self::Value, D::Error> {
+        parser.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_key::<String>()? {
+            *self.at = Some(field);
+            let value = map.next_value()?;
+            fields.extend(self.at.take().map(|field| (field, value)));
+        }
+        Ok(fields)
     }
 }
 
@@ -231,8 +281,17 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_400() {
         let deep = format!("{{\"name\":\"x\",\"quantity\":1,\"details\":{}", "[".repeat(5000));
-        for json in ["", "{", "{\"name\":}", "\u{0}", "{} {}", "{'name': 1}", deep.as_str()] {
+        for json in ["", "{", "\u{0}", "{} {}", "{'name': 1}", "{\"name\":\"x\",}"] {
             assert_eq!(fault(json), (400, None), "{json}");
+        }
+        // Within a field, that one is named.
+        for (json, field) in [
+            ("{\"name\":}", "name"),
+            ("{\"name\":\"x\",\"quantity\":1e999}", "quantity"),
+            ("{\"name\":\"x\",\"quantity\":", "quantity"),
+            (deep.as_str(), "details"),
+        ] {
+            assert_eq!(fault(json), (400, Some(field.to_owned())), "{json}");
         }
         assert_eq!(Item::read(b"{\"name\":\"\xff\"}").unwrap_err().status, 400);
     }
@@ -257,6 +316,7 @@ mod tests {
             (r#"{"name":"x","quantity":1,"details":[]}"#, "details"),
             (deep.as_str(), "details"),
             (r#"{"name":"x","quantity":1,"id":7}"#, "id"),
+            (r#"{"name":"x","quantity":1,"quantity":2}"#, "quantity"),
         ] {
             assert_eq!(fault(json), (422, Some(field.to_owned())), "{json}");
         }

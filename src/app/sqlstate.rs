@@ -46,12 +46,16 @@ const ANSWERS: &[Answer] = &[
     answer("23514", 422, No, "a value is out of what the database takes"),
     // A standby that has not been promoted yet.
     answer("25006", 503, Later, "the database takes no changes now"),
+    // A row that a view would not show.
+    answer("44", 422, No, "a value is out of what the database takes"),
     // Rolled back for another's sake: serialization failures and deadlocks.
     answer("40", 503, Later, "it conflicted with another request"),
     answer("53", 503, Later, "the database has no room for it now"),
     answer("54", 422, No, "it is more than the database takes at once"),
     answer("55", 503, Later, "the database is busy with what it concerns"),
     answer("57", 503, Later, "the database ended it"),
+    // RAISE EXCEPTION of a function or a trigger: a rule of whoever made the tables.
+    answer("P0001", 422, No, "the database does not allow it"),
 ];
 
 /// What stands for a state that is in no row: a mistake in the program or in the database.
@@ -117,6 +121,9 @@ mod tests {
             ("40P01", 503, true),
             ("53300", 503, true),
             ("25006", 503, true),
+            ("44000", 422, false),
+            ("P0001", 422, false),
+            ("P0002", 500, false),
             ("25001", 500, false),
             ("42601", 500, false),
             ("42501", 500, false),

@@ -216,7 +216,7 @@ fn the_server_is_killed_and_leaves_nothing_behind() {
     });
     server.signal("KILL");
     server.exit(crate::support::SOON);
-    let limit = Duration::from_millis(1500) + crate::support::SLACK;
+    let limit = Duration::from_millis(1500) + SLACK;
     crate::support::until("every session and query to be gone", limit, || {
         database.sessions().is_empty().then_some(())
     });

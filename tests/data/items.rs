@@ -125,7 +125,8 @@ fn what_a_client_does_wrong_is_told_with_its_field() {
         let deep = format!("{{\"details\":{}", "[".repeat(10_000));
         for (method, path, body, status, field) in [
             ("POST", "/items", "{", 400, None),
-            ("POST", "/items", deep.as_str(), 400, None),
+            ("POST", "/items", deep.as_str(), 400, Some("details")),
+            ("POST", "/items", r#"{"name":"x","quantity":1,"name":"y"}"#, 422, Some("name")),
             ("POST", "/items", "[]", 422, None),
             ("POST", "/items", r#"{"name":"x"}"#, 422, Some("quantity")),
             ("POST", "/items", r#"{"name":7,"quantity":1}"#, 422, Some("name")),
