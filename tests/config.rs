@@ -444,6 +444,9 @@ fn a_secret_may_be_in_a_file() {
     assert_eq!(line, expected);
     let line = Site::new("no_secret_file").env("REDIS_URL_FILE", "config/absent").refusal();
     assert!(line.contains("named by environment variable REDIS_URL_FILE"), "{line}");
+    let site = Site::new("blank_secret_file").file("config/url", " \n");
+    let line = site.env("DATABASE_URL_FILE", "config/url").refusal();
+    assert!(line.ends_with("DATABASE_URL_FILE): can not be read: it is empty"), "{line}");
     // What is no secret has no such variable.
     Site::new("no_file").env("WORKERS_FILE", "config/absent").load();
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -90,6 +91,9 @@ pub(super) fn environment(
 }
 
 /// A secret from the file that `variable` names.
+///
+/// # Errors
+/// When the file cannot be read, or has nothing in it.
 fn secret_file(
     key: &'static str,
     variable: String,
@@ -97,7 +101,12 @@ fn secret_file(
     cwd: &Path,
 ) -> Result<Entry, ConfigError> {
     let source = Source::Environment(variable);
-    match super::file::bytes_of(&cwd.join(path)) {
+    let read = super::file::bytes_of(&cwd.join(path)).and_then(|bytes| {
+        // A secret that nobody has filled in yet, which is another thing than none.
+        let is_blank = bytes.trim_ascii().is_empty();
+        if is_blank { Err(io::Error::other("it is empty")) } else { Ok(bytes) }
+    });
+    match read {
         Ok(bytes) => Entry::from_os(key, source, &OsString::from_vec(bytes)),
         Err(error) => Err(ConfigError::Unreadable {
             path: path.to_string_lossy().into_owned(),
