@@ -110,7 +110,8 @@ impl Postgres {
     /// Does one statement, with others in flight on the same connection. It is prepared once per
     /// connection, so its text should be one of a few, with `$1`, `$2` for what varies.
     ///
-    /// It must not begin a transaction or change a setting of its session: it is not alone there.
+    /// It is not alone on its session: one that begins or ends a transaction, or changes a setting,
+    /// is refused with [`DatabaseError::Mismatch`].
     pub fn query(
         &self,
         statement: impl Into<Cow<'static, str>>,
@@ -132,7 +133,8 @@ impl Postgres {
     /// Calls `work` with a connection of its own. It blocks a thread of the client's, not the
     /// caller's. It is named by its place in the program where operators see it.
     ///
-    /// A transaction that it begins it must end: [`transaction`](Postgres::transaction) does.
+    /// A transaction that it begins by itself it must end, unless it fails:
+    /// [`transaction`](Postgres::transaction) does.
     #[track_caller]
     pub fn run<T, E, F>(&self, work: F) -> Ticket<T>
     where
@@ -150,7 +152,13 @@ impl Postgres {
         E: Into<DatabaseError>,
         F: FnOnce(&mut postgres::Client) -> Result<T, E> + Send + 'static,
     {
-        let work = |connection: &mut Exclusive| work(&mut connection.client).map_err(Into::into);
+        let work = |connection: &mut Exclusive| {
+            let result = work(&mut connection.client).map_err(Into::into);
+            if result.is_err() {
+                connection.look_for_transaction();
+            }
+            result
+        };
         self.exclusive.submit(statement.into(), work)
     }
 

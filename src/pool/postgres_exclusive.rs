@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{CancelToken, Client};
+use postgres::{CancelToken, Client, SimpleQueryMessage};
 use tokio_postgres::config::{Host, SslMode};
 
 use super::postgres_address::PostgresAddress;
@@ -19,6 +19,8 @@ use crate::said::chain;
 /// One connection.
 pub struct Exclusive {
     pub client: Client,
+    /// A closure has left a transaction: what others did in it would be lost with it.
+    has_transaction: bool,
     address: PostgresAddress,
     tls: Tls,
 }
@@ -33,7 +35,7 @@ impl Resource for Exclusive {
         let config = postgres::Config::from(address.config.clone());
         let mut client = config.connect(Tls::clone(&tls)).map_err(|error| reason(&error))?;
         address.schema.prepare_blocking(&mut client).map_err(|error| reason(&error))?;
-        Ok(Exclusive { client, address: address.clone(), tls })
+        Ok(Exclusive { client, has_transaction: false, address: address.clone(), tls })
     }
 
     fn is_usable(&mut self, after: After) -> bool {
@@ -41,7 +43,7 @@ impl Resource for Exclusive {
             // Whether the server has got to the request for cancelling cannot be known here (the
             // library does not wait for it), and it names this backend, whatever it works on then.
             After::Cancelled => false,
-            After::Job => !self.client.is_closed(),
+            After::Job => !self.client.is_closed() && !self.has_transaction,
             After::Rest => {
                 // Has the client read what is there, if only the news of its end.
                 while let Ok(Some(_notification)) = self.client.notifications().iter().next() {}
@@ -62,6 +64,25 @@ impl Resource for Exclusive {
         if let Err(error) = self.client.close() {
             log::debug!(event_type = "database_close"; "closing a connection: {error}");
         }
+    }
+}
+
+impl Exclusive {
+    /// Finds out whether a closure that failed has left a transaction behind. One round trip, for
+    /// which the job is still in hand.
+    pub fn look_for_transaction(&mut self) {
+        if self.client.is_closed() {
+            return;
+        }
+        let asked = self.client.simple_query(IS_ALONE);
+        let is_alone = asked.is_ok_and(|messages| {
+            let is_true = |message: &SimpleQueryMessage| match message {
+                SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
+                _ => false,
+            };
+            messages.iter().any(is_true)
+        });
+        self.has_transaction = !is_alone;
     }
 }
 
@@ -89,6 +110,10 @@ impl Canceller for Cancelling {
         }
     }
 }
+
+/// True outside of a transaction, where a statement's begin is that of its transaction; false
+/// within one, or refused when it has failed.
+const IS_ALONE: &str = "SELECT now() = statement_timestamp()";
 
 /// Asks a server whether it would answer. The blocking client waits without end for one that
 /// accepts connections and says nothing.

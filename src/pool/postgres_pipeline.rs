@@ -402,7 +402,7 @@ impl Line {
             let rows = statements.query(&client, statement, &params).await;
             core.tally.ran(clock::now().saturating_duration_since(now));
             slot.end(&entry);
-            let (outcome, is_first) = finish(rows.map_err(DatabaseError::from));
+            let (outcome, is_first) = finish(rows);
             if is_first {
                 core.tally.count(outcome);
             }

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
+use super::error::DatabaseError;
 use super::postgres_params::Params;
 
 /// See the module's essay. Whoever is new to a statement prepares it, those who come meanwhile wait
@@ -25,11 +26,18 @@ impl Statements {
         client: &Client,
         text: Cow<'static, str>,
         params: &Params,
-    ) -> Result<Vec<Row>, Error> {
+    ) -> Result<Vec<Row>, DatabaseError> {
         let cell = self.cell(&text);
-        let statement = match cell.get() {
-            Some(statement) => statement,
-            None => cell.get_or_try_init(|| client.prepare(&text)).await?,
+        let statement = if let Some(statement) = cell.get() {
+            statement
+        } else {
+            if let Some(word) = word_of_session(&text) {
+                return Err(DatabaseError::Mismatch(format!(
+                    "{word} concerns a whole session, which a single statement has not got: \
+                     use `transaction` or `run`"
+                )));
+            }
+            cell.get_or_try_init(|| client.prepare(&text)).await?
         };
         let params: Vec<&(dyn ToSql + Sync)> =
             params.0.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
@@ -40,7 +48,7 @@ impl Statements {
             // The next one prepares it anew: the tables have changed, or it was dropped.
             self.lock().remove(&*text);
         }
-        rows
+        Ok(rows?)
     }
 
     fn cell(&self, text: &str) -> Arc<OnceCell<Statement>> {
@@ -62,6 +70,42 @@ impl Statements {
     }
 }
 
+/// The first word of a statement, when it is one that changes the session for all who share it.
+fn word_of_session(text: &str) -> Option<&'static str> {
+    let mut rest = text.trim_start();
+    // Comments go before it.
+    loop {
+        let end = match rest.get(..2) {
+            Some("--") => rest.find('\n').map(|at| at + 1),
+            Some("/*") => rest.find("*/").map(|at| at + 2),
+            _ => break,
+        };
+        rest = rest[end.unwrap_or(rest.len())..].trim_start();
+    }
+    let is_letter = |at: char| at.is_ascii_alphabetic();
+    let end = rest.find(|at| !is_letter(at)).unwrap_or(rest.len());
+    WORDS_OF_SESSIONS.into_iter().find(|word| word.eq_ignore_ascii_case(&rest[..end]))
+}
+
+/// They begin or end transactions, or leave something in the session that later ones find.
+const WORDS_OF_SESSIONS: [&str; 15] = [
+    "BEGIN",
+    "START",
+    "COMMIT",
+    "END",
+    "ROLLBACK",
+    "ABORT",
+    "SAVEPOINT",
+    "RELEASE",
+    "SET",
+    "RESET",
+    "DISCARD",
+    "PREPARE",
+    "DEALLOCATE",
+    "LISTEN",
+    "UNLISTEN",
+];
+
 /// Of statements that were prepared and cannot be executed any more: "cached plan must not change
 /// result type", and a name that the server does not know.
 const STALE: [SqlState; 2] =
@@ -69,3 +113,27 @@ const STALE: [SqlState; 2] =
 
 /// Statements kept prepared on a connection.
 const STATEMENTS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_the_session_is_known_by_its_first_word() {
+        for (text, word) in [
+            ("BEGIN", Some("BEGIN")),
+            ("  begin;", Some("BEGIN")),
+            ("/* a */ -- b\n start transaction", Some("START")),
+            ("set statement_timeout = 0", Some("SET")),
+            ("SELECT 1", None),
+            ("settle", None),
+            ("-- COMMIT", None),
+            ("/* never closed", None),
+            ("", None),
+            ("\u{e9}t\u{e9}", None),
+            ("UPDATE t SET a = 1", None),
+        ] {
+            assert_eq!(word_of_session(text), word, "{text}");
+        }
+    }
+}

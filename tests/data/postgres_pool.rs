@@ -15,6 +15,7 @@ use ebbtide::{DatabaseError, Postgres, PostgresAddress, PostgresOptions, Ticket,
 use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::services::proxy::Proxy;
 use crate::services::{SOON, until};
+use crate::support::let_pass;
 
 struct Unpark(Thread);
 
@@ -146,6 +147,51 @@ fn a_transaction_is_committed_or_leaves_nothing() {
 }
 
 #[test]
+fn a_single_statement_cannot_change_the_session_that_others_are_on() {
+    let Some(database) = Database::create("session") else { return };
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..options() });
+    wait(db.run(|client| client.batch_execute("CREATE TABLE t (a int)"))).unwrap();
+    let Err(DatabaseError::Mismatch(why)) = wait(db.query("BEGIN", params![])) else {
+        panic!("all that is written from now on would be lost")
+    };
+    assert!(why.contains("BEGIN") && why.contains("transaction"), "{why}");
+    wait(db.query("INSERT INTO t VALUES (1)", params![])).unwrap();
+    assert_eq!(database.rows("SELECT a FROM t").len(), 1);
+    closed(&db);
+}
+
+#[test]
+fn a_transaction_that_a_failed_closure_left_is_nobody_elses() {
+    let Some(database) = Database::create("left_open") else { return };
+    let db = connected(&database.url(), &PostgresOptions { exclusive: 1, ..options() });
+    wait(db.run(|client| client.batch_execute("CREATE TABLE t (a int PRIMARY KEY)"))).unwrap();
+    let insert = |value: i32| {
+        db.run(move |client| client.execute("INSERT INTO t VALUES ($1)", &[&value]).map(drop))
+    };
+    // One that has failed in it, and one that failed for a reason of its own.
+    let broken = db.run(|client| client.batch_execute("BEGIN; SELECT nonsense"));
+    assert!(matches!(wait(broken), Err(DatabaseError::Rejected(_))));
+    assert_eq!(wait(insert(1)), Ok(()));
+    let left = db.run(|client| {
+        client.batch_execute("BEGIN; INSERT INTO t VALUES (2)")?;
+        Err::<(), _>(DatabaseError::Mismatch("its own".to_owned()))
+    });
+    assert_eq!(wait(left), Err(DatabaseError::Mismatch("its own".to_owned())));
+    assert_eq!(wait(insert(3)), Ok(()));
+    let rows = database.rows("SELECT a FROM t ORDER BY a");
+    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [1, 3]);
+    // A failure alone costs no connection.
+    let before = database.sessions();
+    assert!(matches!(wait(insert(1)), Err(DatabaseError::Rejected(_))));
+    assert_eq!(wait(insert(4)), Ok(()));
+    let pids = |sessions: Vec<Session>| -> std::collections::BTreeSet<u32> {
+        sessions.iter().map(|session| session.pid).collect()
+    };
+    assert_eq!(pids(before), pids(database.sessions()));
+    closed(&db);
+}
+
+#[test]
 fn a_wrong_parameter_is_the_callers_fault_and_costs_no_connection() {
     let Some(database) = Database::create("mismatch") else { return };
     let db = connected(&database.url(), &options());
@@ -219,6 +265,50 @@ fn a_wanted_statement_keeps_its_unwanted_neighbour_from_being_cancelled() {
     let rows = wait(wanted).unwrap();
     assert_eq!(rows[0].get::<_, i32>(1), 5);
     closed(&db);
+}
+
+#[test]
+fn of_many_jobs_that_are_given_up_at_any_moment_none_takes_another_with_it() {
+    let Some(database) = Database::create("given_up") else { return };
+    let patient = PostgresOptions { queue_timeout: SOON, job_timeout: SOON, ..options() };
+    let db = connected(&database.url(), &patient);
+    // Of each thread another part of one sequence, which goes everywhere in time.
+    let nap = |at: u64| f64::from(u32::try_from(at * 7919 % 30).unwrap()) / 1000.0;
+    let (kept, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for client in 0..8_u64 {
+            let (db, kept, dropped) = (&db, &kept, &dropped);
+            scope.spawn(move || {
+                for round in 0..60 {
+                    let at = client * 1000 + round;
+                    let value = i64::try_from(at).unwrap();
+                    let statement = db.records(
+                        "SELECT $1::int8, pg_sleep($2)::text",
+                        vec![value.into(), nap(at).into()],
+                    );
+                    let closure = db.run(move |client| {
+                        client.execute("SELECT pg_sleep($1)", &[&nap(at + 3)])?;
+                        client.query_one("SELECT $1::int8", &[&value]).map(|row| row.get(0))
+                    });
+                    // Alone on its connection or in a crowd, running or waiting.
+                    if at % 3 == 0 {
+                        let_pass(Duration::from_secs_f64(nap(at + 11)));
+                        drop((statement, closure));
+                        dropped.fetch_add(2, Ordering::SeqCst);
+                    } else {
+                        let rows = wait(statement).expect("nobody gave this one up");
+                        assert_eq!(rows[0][0], ebbtide::Value::Int(value), "another's rows");
+                        let told: i64 = wait(closure).expect("nobody gave this one up");
+                        assert_eq!(told, value, "another's row");
+                        kept.fetch_add(2, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(kept.into_inner() + dropped.into_inner(), 8 * 60 * 2);
+    closed(&db);
+    left_alone(&database);
 }
 
 #[test]
