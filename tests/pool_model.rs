@@ -498,3 +498,73 @@ fn under_contention_no_job_is_left_behind() {
 const THREADS: u64 = 4;
 const LENGTH: usize = 5;
 const SOON: Duration = Duration::from_secs(20);
+
+/// A client that panics wherever it can, each time once more than is good.
+struct Faulty(Arc<AtomicUsize>);
+
+fn every_other_time(calls: &AtomicUsize) {
+    let call = calls.fetch_add(1, Ordering::SeqCst);
+    assert!(call % 2 == 1, "a client that panics, which a test asked for");
+}
+
+impl Resource for Faulty {
+    type Settings = Arc<AtomicUsize>;
+
+    fn connect(calls: &Arc<AtomicUsize>) -> Result<Faulty, Reason> {
+        every_other_time(calls);
+        Ok(Faulty(Arc::clone(calls)))
+    }
+
+    fn is_usable(&mut self, _: After) -> bool {
+        every_other_time(&self.0);
+        true
+    }
+
+    fn canceller(&self) -> Arc<dyn Canceller> {
+        Arc::new(Cancelling(Arc::default()))
+    }
+
+    fn close(self) {
+        every_other_time(&self.0);
+    }
+}
+
+/// A result that panics when nobody wants it.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "a result that panics, which a test asked for");
+    }
+}
+
+#[test]
+fn no_thread_ends_because_something_in_it_panics() {
+    let limits =
+        PoolLimits { threads: 1, queue_length_max: 8, queue_timeout: SOON, job_timeout: SOON };
+    let pool: Pool<Faulty> = Pool::start("faulty", Arc::default(), limits).unwrap();
+    let end = Instant::now() + SOON;
+    let mut done = 0;
+    while done < 3 {
+        assert!(Instant::now() < end, "no job is done any more");
+        let ticket = pool.submit(Cow::Borrowed("job"), |_| Ok(()));
+        done += usize::from(ticket.wait().is_ok());
+        // One whose result comes when its ticket is gone.
+        let (begun, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
+        let ticket = pool.submit(Cow::Borrowed("bomb"), move |_| {
+            begins.store(true, Ordering::SeqCst);
+            while !goes.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            Ok(Bomb)
+        });
+        while pool.usable().is_ok() && !begun.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(ticket);
+        go.store(true, Ordering::SeqCst);
+    }
+    assert_eq!(pool.numbers().threads, 1);
+    pool.close(Instant::now() + SOON).expect("it can be closed");
+}

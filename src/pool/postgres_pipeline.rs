@@ -18,6 +18,7 @@
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -267,7 +268,8 @@ enum CancelState {
 enum Over {
     /// The connection has ended.
     Broken,
-    /// It is not to be used further: its backend was cancelled, or is out of time.
+    /// It is not to be used further: its backend was cancelled, or is out of time, or something
+    /// has panicked.
     Discarded,
     /// The pool is closed and nothing is in flight.
     Closed,
@@ -291,7 +293,15 @@ impl Line {
 
     /// Does statements until the connection or the pool is over, and closes the connection.
     async fn serve(mut self, mut driver: Driver) {
-        let over = poll_fn(|cx| self.turn(&mut driver, cx)).await;
+        let over = poll_fn(|cx| {
+            // Whose results are dropped or wakers called is not known here.
+            let turn = AssertUnwindSafe(|| self.turn(&mut driver, cx));
+            catch_unwind(turn).unwrap_or_else(|_| {
+                self.core.queue.end_turn();
+                Poll::Ready(Over::Discarded)
+            })
+        })
+        .await;
         self.core.note_disconnected(&self.slot);
         self.core.queue.rise(self.slot.id);
         for entry in self.slot.entries() {
@@ -335,6 +345,9 @@ impl Line {
                 return Poll::Ready(Over::Broken);
             }
             let moved = self.take_results() | self.take_jobs();
+            if self.statements.is_spoilt() {
+                return Poll::Ready(Over::Discarded);
+            }
             if moved {
                 continue;
             }
@@ -356,7 +369,9 @@ impl Line {
     fn take_results(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let mut is_any = false;
-        while let Poll::Ready(Some(())) = self.in_flight.poll_next_unpin(&mut cx) {
+        while !self.statements.is_spoilt()
+            && let Poll::Ready(Some(())) = self.in_flight.poll_next_unpin(&mut cx)
+        {
             is_any = true;
         }
         is_any
@@ -366,6 +381,7 @@ impl Line {
     fn take_jobs(&mut self) -> bool {
         let mut is_any = false;
         while self.accepts(clock::now())
+            && !self.statements.is_spoilt()
             && let Some(job) = self.core.queue.pop()
         {
             is_any |= self.begin(job);

@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -17,11 +20,35 @@ use super::postgres_params::Params;
 #[derive(Default)]
 pub struct Statements {
     known: Mutex<HashMap<String, Arc<OnceCell<Statement>>>>,
+    /// A parameter has panicked. Half a message may be left where the next one is written.
+    is_spoilt: AtomicBool,
 }
 
 impl Statements {
     /// Does a statement, which is prepared first when it is new to this connection.
+    ///
+    /// # Errors
+    /// Those of the database, and `Panicked` when a parameter has: then the connection
+    /// [`is_spoilt`](Statements::is_spoilt).
     pub async fn query(
+        &self,
+        client: &Client,
+        text: Cow<'static, str>,
+        params: &Params,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        let done = AssertUnwindSafe(self.ask(client, text, params)).catch_unwind().await;
+        done.unwrap_or_else(|_| {
+            self.is_spoilt.store(true, Ordering::Relaxed);
+            Err(DatabaseError::Panicked)
+        })
+    }
+
+    /// Whether nothing may be written any more.
+    pub fn is_spoilt(&self) -> bool {
+        self.is_spoilt.load(Ordering::Relaxed)
+    }
+
+    async fn ask(
         &self,
         client: &Client,
         text: Cow<'static, str>,

@@ -243,7 +243,9 @@ impl<R: Resource> Runner<R> {
         while !self.is_over() {
             self.slot.set_health(Health::Connecting { since: clock::now() });
             self.shared.core.bell.ring_by(clock::now() + CONNECT_MAX);
-            match R::connect(&self.shared.settings) {
+            let settings = &self.shared.settings;
+            let connected = catch_unwind(AssertUnwindSafe(|| R::connect(settings)));
+            match connected.unwrap_or_else(|_| Err(Reason(PANICKED.to_owned()))) {
                 Ok(resource) => {
                     self.backoff.succeed();
                     if self.serve(resource) == End::Over {
@@ -284,30 +286,38 @@ impl<R: Resource> Runner<R> {
         let core = Arc::clone(&self.shared.core);
         self.slot.set_canceller(Some(resource.canceller()));
         core.note_connected(&self.slot);
-        let end = loop {
-            if self.slot.is_given_up() {
-                break End::Over;
-            }
-            if let Some(job) = core.queue.pop() {
-                let after = self.work(job, &mut resource);
-                if after.is_none_or(|after| !resource.is_usable(after)) {
-                    break if self.slot.is_given_up() { End::Over } else { End::Unusable };
-                }
-            } else if core.queue.is_closed() {
-                break End::Over;
-            } else if !self.rest(&mut resource) {
-                break End::Unusable;
-            }
-        };
+        let jobs = AssertUnwindSafe(|| self.do_jobs(&mut resource));
+        let end = catch_unwind(jobs).unwrap_or(End::Unusable);
+        core.queue.rise(self.slot.id);
         self.slot.set_canceller(None);
         core.note_disconnected(&self.slot);
-        resource.close();
+        if catch_unwind(AssertUnwindSafe(|| resource.close())).is_err() {
+            log::error!(event_type = "database_close"; "closing a connection: {PANICKED}");
+        }
         // A job may have woken this thread in vain.
         if !core.queue.is_empty() {
             core.queue.wake_one();
             core.bell.ring();
         }
         end
+    }
+
+    fn do_jobs(&self, resource: &mut R) -> End {
+        loop {
+            if self.slot.is_given_up() {
+                break End::Over;
+            }
+            if let Some(job) = self.shared.core.queue.pop() {
+                let after = self.work(job, resource);
+                if after.is_none_or(|after| !resource.is_usable(after)) {
+                    break if self.slot.is_given_up() { End::Over } else { End::Unusable };
+                }
+            } else if self.shared.core.queue.is_closed() {
+                break End::Over;
+            } else if !self.rest(resource) {
+                break End::Unusable;
+            }
+        }
     }
 
     /// Sleeps until there is a job: false when the connection broke meanwhile.
@@ -351,7 +361,10 @@ impl<R: Resource> Runner<R> {
         }
         core.tally.waited(begun.saturating_duration_since(entry.facts().submitted));
         core.bell.ring_by(entry.facts().deadline);
-        let (outcome, is_first) = work(resource);
+        // A result that is dropped, or a waker, may panic as well as the job.
+        let worked = catch_unwind(AssertUnwindSafe(|| work(resource)));
+        let (outcome, is_first) =
+            worked.unwrap_or_else(|_| (JobOutcome::Panicked, entry.fail(DatabaseError::Panicked)));
         core.tally.ran(clock::now().saturating_duration_since(begun));
         if is_first {
             core.tally.count(outcome);
@@ -395,6 +408,9 @@ impl Wake for Alarm {
         self.thread.unpark();
     }
 }
+
+/// Of a client library, as the reason why there is no connection.
+const PANICKED: &str = "the client panicked, which the log tells of";
 
 /// How long an attempt to connect may take before its thread is replaced: far more than a resource
 /// takes. A server that is slow with many at once must not be asked by more.

@@ -10,7 +10,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use ebbtide::{DatabaseError, Postgres, PostgresAddress, PostgresOptions, Ticket, params};
+
+use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::services::proxy::Proxy;
@@ -307,6 +310,41 @@ fn of_many_jobs_that_are_given_up_at_any_moment_none_takes_another_with_it() {
         }
     });
     assert_eq!(kept.into_inner() + dropped.into_inner(), 8 * 60 * 2);
+    closed(&db);
+    left_alone(&database);
+}
+
+/// A parameter with a fault.
+#[derive(Debug)]
+struct Panicking;
+
+impl ToSql for Panicking {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(b"half of it");
+        panic!("a parameter that panics, which a test asked for")
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+#[test]
+fn a_parameter_that_panics_fails_its_own_job_and_no_thread_ends() {
+    let Some(database) = Database::create("panicking") else { return };
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, ..options() });
+    for round in 0..5 {
+        let panics = db.query("SELECT $1::text", params![Panicking]);
+        assert_eq!(wait(panics).map(drop), Err(DatabaseError::Panicked));
+        let rows = until("statements to be done again", SOON, || wait(number(&db, round)).ok());
+        assert_eq!(rows[0].get::<_, i32>(0), round);
+    }
     closed(&db);
     left_alone(&database);
 }
