@@ -62,11 +62,12 @@ impl Pools {
     /// Closes them side by side. Blocks until `deadline` at most.
     ///
     /// # Errors
-    /// What could not be closed, of the first that says so.
+    /// What could not be closed.
     pub(crate) fn close(&self, deadline: Instant) -> Result<(), String> {
         self.pools.iter().for_each(|pool| pool.end());
         let closed = self.pools.iter().map(|pool| pool.close(deadline));
-        closed.fold(Ok(()), Result::and)
+        let left: Vec<String> = closed.filter_map(Result::err).collect();
+        if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
     }
 }
 

@@ -10,7 +10,7 @@ use ebbtide::{
     PostgresOptions, Report, Request, Response, Router, Server, StartError, Workers, get, params,
 };
 
-use crate::services::postgres::{Cluster, Database, Stop};
+use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::services::proxy::Proxy;
 use crate::services::{SOON, until};
 
@@ -408,4 +408,35 @@ fn a_half_open_link_does_not_hold_the_other_routes_nor_the_exit() {
         assert_eq!(finish(stream).0, 503);
     }
     proxy.cut();
+}
+
+#[test]
+fn a_server_that_falls_silent_is_named_with_what_could_not_be_closed() {
+    let Some(database) = Database::create("silent_end") else { return };
+    let options = PostgresOptions { pipelined: 1, exclusive: 1, ..PostgresOptions::default() };
+    let mut served = Served::ready(&database.url(), Duration::from_secs(3), &options);
+    let frozen: Vec<_> = database.sessions().iter().map(Session::freeze).collect();
+    assert_eq!(frozen.len(), 2);
+    let waiting = [begin(served.address, "/one"), begin(served.address, "/sleep/0")];
+    let is_busy = |metrics: &str, pool: &str| {
+        metrics.contains(&format!("pool_busy{{pool=\"postgres_{pool}\"}} 1\n"))
+    };
+    until("both to be under way", SOON, || {
+        let metrics = served.metrics();
+        (is_busy(&metrics, "pipelined") && is_busy(&metrics, "exclusive")).then_some(())
+    });
+    let begun = Instant::now();
+    served.handle.shutdown();
+    let report = served.end();
+    assert!(begun.elapsed() < Duration::from_millis(3500), "{:?}", begun.elapsed());
+    assert_eq!(report.exit_status(), 3);
+    let hook = report.hooks.iter().find(|hook| hook.name == "close_database").unwrap();
+    let why = hook.outcome.error().expect("sessions that cannot be ended are not ended");
+    for part in ["postgres_pipelined: 1", "SELECT 1", "postgres_exclusive: 1", "pg_sleep"] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    for stream in waiting {
+        assert_eq!(finish(stream).0, 503);
+    }
+    drop(frozen);
 }
