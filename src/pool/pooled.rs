@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use super::error::DatabaseError;
@@ -65,8 +66,21 @@ impl Pools {
     /// What could not be closed.
     pub(crate) fn close(&self, deadline: Instant) -> Result<(), String> {
         self.pools.iter().for_each(|pool| pool.end());
-        let closed = self.pools.iter().map(|pool| pool.close(deadline));
-        let left: Vec<String> = closed.filter_map(Result::err).collect();
+        let left: Vec<String> = thread::scope(|scope| {
+            let close = |pool: &Arc<dyn Pooled>| {
+                let pool = Arc::clone(pool);
+                let here = Arc::clone(&pool);
+                let closing = Builder::new().spawn_scoped(scope, move || pool.close(deadline));
+                // One after the other, where there is no thread to be had.
+                closing.map_err(|_| here.close(deadline))
+            };
+            let closing: Vec<_> = self.pools.iter().map(close).collect();
+            let closed = closing.into_iter().map(|closing| match closing {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err("it panicked".to_owned())),
+                Err(closed) => closed,
+            });
+            closed.filter_map(Result::err).collect()
+        });
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
     }
 }

@@ -485,6 +485,24 @@ fn closing_cancels_what_does_not_end_in_time() {
 }
 
 #[test]
+fn connections_that_cannot_be_closed_take_no_time_from_those_that_can() {
+    let Some(database) = Database::create("closing_beside") else { return };
+    let long = PostgresOptions { statement_timeout: SOON, job_timeout: SOON, ..options() };
+    let db = connected(&database.url(), &PostgresOptions { pipelined: 1, exclusive: 1, ..long });
+    let statement = db.query("SELECT pg_sleep(60), 1", params![]);
+    let closure = db.run(|client| client.query("SELECT pg_sleep(60), 2", &[]).map(drop));
+    until("both to run", SOON, || (working(&database, "SELECT pg_sleep") == 2).then_some(()));
+    let sessions = database.sessions();
+    let silent = sessions.iter().find(|session| session.query.ends_with(", 1")).unwrap().freeze();
+    let why = db.close(Instant::now() + Duration::from_secs(2)).expect_err("it is silent");
+    assert!(why.contains("pipelined: 1") && !why.contains("exclusive"), "{why}");
+    assert_eq!(wait(closure), Err(DatabaseError::Cancelled));
+    assert_eq!(wait(statement).map(drop), Err(DatabaseError::Cancelled));
+    drop(silent);
+    left_alone(&database);
+}
+
+#[test]
 fn a_client_that_is_dropped_leaves_no_session() {
     let Some(database) = Database::create("dropped") else { return };
     let db = connected(&database.url(), &options());
