@@ -67,7 +67,7 @@ fn hand_off(criterion: &mut Criterion) {
 }
 
 fn queue(criterion: &mut Criterion) {
-    let queue = Queue::new(1024);
+    let queue = Queue::new(1024, 1);
     criterion.bench_function("queue: push and pop with a sleeper", |bencher| {
         bencher.iter(|| {
             assert!(queue.lie_down(1, Sleep::Idle, Waker::noop()));

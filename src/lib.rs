@@ -98,6 +98,7 @@ mod said;
 pub mod sentry;
 mod server;
 mod signals;
+mod wakes;
 
 pub use ::bytes::Bytes;
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};

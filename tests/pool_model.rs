@@ -39,6 +39,7 @@ enum QueueStep {
     Push,
     Pop(u64),
     LieDown(u64, Sleep),
+    LeaveToIdle(u64),
     Rise(u64),
     /// Has a turn, in which so many jobs come.
     Turn(u64, usize),
@@ -54,7 +55,9 @@ fn queue_step() -> impl Strategy<Value = QueueStep> {
         6 => Just(QueueStep::Push),
         4 => thread.clone().prop_map(QueueStep::Pop),
         3 => thread.clone().prop_map(|thread| QueueStep::LieDown(thread, Sleep::Idle)),
+        2 => thread.clone().prop_map(|thread| QueueStep::LieDown(thread, Sleep::Ready)),
         2 => thread.clone().prop_map(|thread| QueueStep::LieDown(thread, Sleep::Occupied)),
+        1 => thread.clone().prop_map(QueueStep::LeaveToIdle),
         1 => thread.clone().prop_map(QueueStep::Rise),
         2 => (thread, 0..3_usize).prop_map(|(thread, jobs)| QueueStep::Turn(thread, jobs)),
         2 => (0..LENGTH).prop_map(QueueStep::GiveUp),
@@ -73,9 +76,12 @@ fn is_dead(job: &(usize, Flag)) -> bool {
 struct QueuePair {
     queue: Queue<(usize, Flag)>,
     jobs: VecDeque<(usize, Flag)>,
-    /// Who sleeps, on which of the two stacks, the last to lie down last.
+    /// Who sleeps, on which of the stacks, the last to lie down last.
+    ready: Vec<u64>,
     idle: Vec<u64>,
     occupied: Vec<u64>,
+    /// Who was woken for a job and has not moved since.
+    coming: Vec<u64>,
     wakers: Vec<Arc<Count>>,
     woken: Vec<usize>,
     is_closed: bool,
@@ -85,10 +91,12 @@ struct QueuePair {
 impl QueuePair {
     fn new() -> QueuePair {
         QueuePair {
-            queue: Queue::new(LENGTH),
+            queue: Queue::new(LENGTH, JOBS_PER_TURN),
             jobs: VecDeque::new(),
+            ready: Vec::new(),
             idle: Vec::new(),
             occupied: Vec::new(),
+            coming: Vec::new(),
             wakers: (0..THREADS).map(|_| Arc::default()).collect(),
             woken: vec![0; usize::try_from(THREADS).unwrap()],
             is_closed: false,
@@ -105,6 +113,7 @@ impl QueuePair {
                 assert_eq!(popped, self.jobs.pop_front().map(|job| job.0));
             }
             QueueStep::LieDown(thread, sleep) => self.lie_down(thread, sleep),
+            QueueStep::LeaveToIdle(thread) => self.leave_to_idle(thread),
             QueueStep::Rise(thread) => self.rise(thread),
             QueueStep::Turn(thread, jobs) => self.turn(thread, jobs),
             QueueStep::GiveUp(place) => {
@@ -117,7 +126,8 @@ impl QueuePair {
             QueueStep::Sweep => self.sweep(),
             QueueStep::Close => {
                 self.queue.close();
-                for thread in self.idle.drain(..).chain(self.occupied.drain(..)) {
+                let stacks = [&mut self.ready, &mut self.idle, &mut self.occupied];
+                for thread in stacks.into_iter().flat_map(|stack| stack.drain(..)) {
                     self.woken[usize::try_from(thread).unwrap()] += 1;
                 }
                 self.is_closed = true;
@@ -183,22 +193,42 @@ impl QueuePair {
         assert_eq!(sleeps, self.jobs.is_empty(), "who sleeps leaves no job behind");
         if sleeps {
             match sleep {
+                Sleep::Ready => self.ready.push(thread),
                 Sleep::Idle => self.idle.push(thread),
                 Sleep::Occupied => self.occupied.push(thread),
             }
         }
     }
 
-    fn rise(&mut self, thread: u64) {
-        self.queue.rise(thread);
-        self.idle.retain(|other| *other != thread);
-        self.occupied.retain(|other| *other != thread);
+    fn leave_to_idle(&mut self, thread: u64) {
+        self.rise(thread);
+        let waker = Waker::from(Arc::clone(&self.wakers[usize::try_from(thread).unwrap()]));
+        let idle = self.idle.pop();
+        assert_eq!(self.queue.leave_to_idle(thread, &waker), idle.is_some());
+        if let Some(idle) = idle {
+            self.woken[usize::try_from(idle).unwrap()] += 1;
+            self.coming.push(idle);
+            self.occupied.push(thread);
+        }
     }
 
-    /// The one that slept the shortest, an idle one first.
+    fn rise(&mut self, thread: u64) {
+        self.queue.rise(thread);
+        for who in [&mut self.ready, &mut self.idle, &mut self.occupied, &mut self.coming] {
+            who.retain(|other| *other != thread);
+        }
+    }
+
+    /// The one that slept the shortest, of those that are best woken, unless those on their way
+    /// suffice.
     fn wake_one(&mut self) -> bool {
-        let Some(thread) = self.idle.pop().or_else(|| self.occupied.pop()) else { return false };
+        if self.jobs.len() <= self.coming.len() * JOBS_PER_TURN {
+            return !self.coming.is_empty();
+        }
+        let stacks = [&mut self.ready, &mut self.idle, &mut self.occupied];
+        let Some(thread) = stacks.into_iter().find_map(Vec::pop) else { return false };
         self.woken[usize::try_from(thread).unwrap()] += 1;
+        self.coming.push(thread);
         true
     }
 
@@ -494,6 +524,9 @@ fn under_contention_no_job_is_left_behind() {
     });
     pool.close(Instant::now() + SOON).unwrap();
 }
+
+/// What a thread in its turn takes.
+const JOBS_PER_TURN: usize = 4;
 
 const THREADS: u64 = 4;
 const LENGTH: usize = 5;

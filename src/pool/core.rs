@@ -105,11 +105,12 @@ impl<P: HasCore> Pooled for P {
 }
 
 impl<J: Waiting> Core<J> {
-    pub fn new(name: &'static str, limits: PoolLimits) -> Core<J> {
+    /// A thread of its takes `jobs_per_turn` at once, if so many are there.
+    pub fn new(name: &'static str, limits: PoolLimits, jobs_per_turn: usize) -> Core<J> {
         Core {
             name,
             limits,
-            queue: Queue::new(limits.queue_length_max),
+            queue: Queue::new(limits.queue_length_max, jobs_per_turn),
             tally: Tally::default(),
             bell: Arc::default(),
             slots: Mutex::default(),
@@ -226,6 +227,7 @@ impl<J: Waiting> Core<J> {
             let _crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
             self.slots().retain(|other| other.id != slot.id);
         }
+        self.queue.rise(slot.id);
         self.refuse_rest();
         self.crew_left.notify_all();
     }

@@ -31,6 +31,8 @@ mod clock;
 mod core;
 mod database;
 mod error;
+#[cfg(feature = "postgres")]
+mod pace;
 mod pooled;
 #[cfg(feature = "postgres")]
 mod postgres;

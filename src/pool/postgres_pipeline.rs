@@ -12,7 +12,10 @@
 //!    in flight are over, and the thread connects anew.
 //! 4. A connection takes no statement while its oldest has run for [`OLDEST_MAX`]: so a slow one
 //!    keeps few others waiting, and is soon alone.
-//! 5. A statement out of time fails its ticket; when it is the oldest, which the server works on,
+//! 5. While an idle connection is left, one takes only as many statements as it is likely to answer
+//!    within [`WAIT_MAX`]: short ones are cheapest together, on few connections whose threads are
+//!    woken once for many; long ones are done beside each other.
+//! 6. A statement out of time fails its ticket; when it is the oldest, which the server works on,
 //!    its connection is dropped with all that is in flight.
 
 use std::borrow::Cow;
@@ -36,6 +39,7 @@ use super::backoff::Backoff;
 use super::clock;
 use super::core::{Core, HasCore, PoolLimits, Waiting};
 use super::error::DatabaseError;
+use super::pace::Pace;
 use super::pooled::JobOutcome;
 use super::postgres_address::PostgresAddress;
 use super::postgres_params::Params;
@@ -47,6 +51,7 @@ use super::slot::{Care, Health, Slot};
 use super::ticket::{Cell, Entry, Stage, Ticket};
 use super::watch::{Look, Watched};
 use crate::said::chain;
+use crate::wakes;
 
 /// The threads; clones share them. They end when the last clone is gone, or with
 /// [`close`](Pooled::close).
@@ -98,7 +103,8 @@ impl Pipeline {
         address: PostgresAddress,
         limits: PoolLimits,
     ) -> io::Result<Pipeline> {
-        let shared = Arc::new(Shared { core: Arc::new(Core::new(name, limits)), address });
+        let shared =
+            Arc::new(Shared { core: Arc::new(Core::new(name, limits, JOBS_PER_TURN)), address });
         let keeper = Arc::new(Keeper { shared: Arc::clone(&shared) });
         for _ in 0..limits.threads {
             start_thread(&shared)?;
@@ -252,6 +258,7 @@ struct Line {
     /// Since when no statement in flight is wanted.
     unwanted: Option<Instant>,
     cancel: CancelState,
+    pace: Pace,
 }
 
 type InFlight = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -288,6 +295,7 @@ impl Line {
             alarm_at: None,
             unwanted: None,
             cancel: CancelState::No,
+            pace: Pace::default(),
         }
     }
 
@@ -368,23 +376,34 @@ impl Line {
     /// which was polled just before, so nothing needs to wake them.
     fn take_results(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        let mut is_any = false;
-        while !self.statements.is_spoilt()
-            && let Poll::Ready(Some(())) = self.in_flight.poll_next_unpin(&mut cx)
-        {
-            is_any = true;
+        let (in_flight, statements) = (&mut self.in_flight, &self.statements);
+        let mut count = 0;
+        // Those who wait for them are woken when all are there.
+        wakes::hold(|| {
+            while !statements.is_spoilt()
+                && let Poll::Ready(Some(())) = in_flight.poll_next_unpin(&mut cx)
+            {
+                count += 1;
+            }
+        });
+        if count > 0 {
+            self.pace.answered(count, clock::now());
         }
-        is_any
+        count > 0
     }
 
     /// Takes what may be taken from the queue: whether it was anything.
     fn take_jobs(&mut self) -> bool {
+        if self.core.queue.is_empty() {
+            return false;
+        }
+        let now = clock::now();
         let mut is_any = false;
-        while self.accepts(clock::now())
+        while self.wants(now)
             && !self.statements.is_spoilt()
             && let Some(job) = self.core.queue.pop()
         {
-            is_any |= self.begin(job);
+            is_any |= self.begin(job, now);
         }
         if is_any {
             // Has them sent.
@@ -393,6 +412,7 @@ impl Line {
         is_any
     }
 
+    /// Whether it may take another statement.
     fn accepts(&self, now: Instant) -> bool {
         let (oldest, count) = self.slot.oldest();
         let is_fresh = oldest.is_none_or(|since| now.saturating_duration_since(since) < OLDEST_MAX);
@@ -402,8 +422,22 @@ impl Line {
             && !self.core.is_cancelled()
     }
 
-    fn begin(&mut self, job: Job) -> bool {
-        let now = clock::now();
+    /// Whether it is likely to answer one more within [`WAIT_MAX`].
+    fn has_room(&self, now: Instant) -> bool {
+        let (oldest, count) = self.slot.oldest();
+        let is_fresh = oldest.is_none_or(|since| now.saturating_duration_since(since) < WAIT_MAX);
+        is_fresh && count < self.pace.within(WAIT_MAX)
+    }
+
+    /// Whether it is the one to take another statement.
+    fn wants(&self, now: Instant) -> bool {
+        self.accepts(now) && (self.has_room(now) || !self.core.queue.has_idle())
+    }
+
+    fn begin(&mut self, job: Job, now: Instant) -> bool {
+        if self.in_flight.is_empty() {
+            self.pace.begins(now);
+        }
         self.slot.begin(Arc::clone(&job.entry), now);
         if !job.entry.take(self.slot.id) {
             self.slot.end(&job.entry);
@@ -508,7 +542,16 @@ impl Line {
             }
             return true;
         }
-        let sleep = if self.in_flight.is_empty() { Sleep::Idle } else { Sleep::Occupied };
+        let sleep = if self.in_flight.is_empty() {
+            Sleep::Idle
+        } else if self.has_room(now) {
+            Sleep::Ready
+        } else {
+            if !self.core.queue.is_empty() && self.core.queue.leave_to_idle(self.slot.id, waker) {
+                return true;
+            }
+            Sleep::Occupied
+        };
         let sleeps = self.core.queue.lie_down(self.slot.id, sleep, waker)
             && !(self.core.queue.is_closed() && self.in_flight.is_empty());
         if !sleeps {
@@ -517,6 +560,13 @@ impl Line {
         sleeps
     }
 }
+
+/// How long a statement may be likely to wait behind others while there is an idle connection: some
+/// times what waking its thread costs.
+const WAIT_MAX: Duration = Duration::from_micros(500);
+
+/// Statements that wait for a thread which is awake, or about to be, without another being woken.
+const JOBS_PER_TURN: usize = 16;
 
 /// Statements in flight on a connection.
 const IN_FLIGHT_MAX: usize = 32;

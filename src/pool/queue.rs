@@ -2,10 +2,11 @@
 //!
 //! A thread that finds nothing goes to sleep on top of a stack; a job wakes the thread on top: the
 //! one that slept the shortest, whose memory is still in a cache and whose core has not gone to
-//! sleep itself. Threads that sleep with work under way (a pipelining one waits for answers and
-//! could take more) are woken only when no idle one is left. Nobody is woken for a few jobs while a
-//! thread is in its turn: it takes them with what it has, in one write, which costs less than a
-//! wake.
+//! sleep itself. A thread that sleeps with work under way (a pipelining one waits for answers and
+//! could take more) is woken before an idle one when its answers are due in a moment, for it is
+//! about to be awake anyway, and else only when no idle one is left. Nobody is woken for a few jobs
+//! while a thread is in its turn: it takes them with what it has, in one write, which costs less
+//! than a wake. Nor while one is on its way to it: wakes made in a batch come at its end.
 //!
 //! Invariants:
 //! 1. No job is left behind while a thread sleeps: who submits pushes first and looks at the
@@ -22,6 +23,8 @@ use std::task::Waker;
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::wakes;
+
 /// See the module's essay.
 pub struct Queue<J> {
     jobs: ArrayQueue<J>,
@@ -32,13 +35,19 @@ pub struct Queue<J> {
     pushed: AtomicU64,
     popped: AtomicU64,
     is_closed: AtomicBool,
+    /// What a thread that is awake may find without another being woken for it.
+    jobs_per_turn: usize,
 }
 
 #[derive(Default)]
 struct Sleepers {
     /// Threads that are awake and will look at the queue before they sleep.
     turning: usize,
-    /// With nothing to do; who slept the shortest is last.
+    /// Threads that were woken for a job, and are not up yet.
+    coming: Vec<u64>,
+    /// With work that is about to be done, able to take more; who slept the shortest is last.
+    ready: Vec<(u64, Waker)>,
+    /// With nothing to do; likewise.
     idle: Vec<(u64, Waker)>,
     /// With work under way, able to take more; likewise.
     occupied: Vec<(u64, Waker)>,
@@ -47,9 +56,12 @@ struct Sleepers {
 /// How a thread sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sleep {
+    /// It waits for answers that are due in a moment: what it takes now waits no longer for them
+    /// than a wake would take.
+    Ready,
     /// It has nothing to do.
     Idle,
-    /// It waits for answers.
+    /// It waits for answers, for some time.
     Occupied,
 }
 
@@ -63,9 +75,11 @@ pub enum Refused {
 }
 
 impl<J> Queue<J> {
+    /// A thread of its takes `jobs_per_turn` at least, if so many are there.
+    ///
     /// # Panics
     /// When `length_max` is 0.
-    pub fn new(length_max: usize) -> Queue<J> {
+    pub fn new(length_max: usize, jobs_per_turn: usize) -> Queue<J> {
         Queue {
             jobs: ArrayQueue::new(length_max),
             sleepers: Mutex::default(),
@@ -73,6 +87,7 @@ impl<J> Queue<J> {
             pushed: AtomicU64::new(0),
             popped: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
+            jobs_per_turn,
         }
     }
 
@@ -112,17 +127,34 @@ impl<J> Queue<J> {
         {
             let mut sleepers = self.sleepers();
             sleepers.remove(thread);
-            let stack = match sleep {
-                Sleep::Idle => &mut sleepers.idle,
-                Sleep::Occupied => &mut sleepers.occupied,
-            };
-            stack.push((thread, waker.clone()));
+            sleepers.stack(sleep).push((thread, waker.clone()));
         }
         if self.jobs.is_empty() {
             return true;
         }
         self.rise(thread);
         false
+    }
+
+    /// The caller, which has answers to wait for, leaves what is in the queue to an idle thread and
+    /// goes to sleep: false when there is no idle one.
+    #[must_use = "whoever is not asleep has a job to take"]
+    pub fn leave_to_idle(&self, thread: u64, waker: &Waker) -> bool {
+        let (_, idle) = {
+            let mut sleepers = self.sleepers();
+            let Some(idle) = sleepers.idle.pop() else { return false };
+            sleepers.coming.push(idle.0);
+            sleepers.remove(thread);
+            sleepers.occupied.push((thread, waker.clone()));
+            idle
+        };
+        idle.wake();
+        true
+    }
+
+    /// Whether a thread has nothing to do.
+    pub fn has_idle(&self) -> bool {
+        !self.sleepers().idle.is_empty()
     }
 
     /// The caller is awake, and will look at the queue before it sleeps: until
@@ -143,28 +175,37 @@ impl<J> Queue<J> {
         self.sleepers().remove(thread);
     }
 
-    /// Wakes the thread that slept the shortest, an idle one if there is one: false when none
-    /// sleeps.
+    /// Wakes the thread that slept the shortest, of those that are best woken (see the module's
+    /// essay): false when none sleeps.
     pub fn wake_one(&self) -> bool {
-        let woken = {
+        let (waker, is_first) = {
             let mut sleepers = self.sleepers();
-            if self.jobs.len() <= sleepers.turning * JOBS_PER_TURN {
-                return sleepers.turning > 0;
+            let awake = sleepers.turning + sleepers.coming.len();
+            if self.jobs.len() <= awake * self.jobs_per_turn {
+                return awake > 0;
             }
-            sleepers.idle.pop().or_else(|| sleepers.occupied.pop())
+            let Sleepers { ready, idle, occupied, .. } = &mut *sleepers;
+            let woken = ready.pop().or_else(|| idle.pop()).or_else(|| occupied.pop());
+            let Some((thread, waker)) = woken else { return false };
+            sleepers.coming.push(thread);
+            (waker, sleepers.coming.len() == 1)
         };
-        let Some((_, waker)) = woken else { return false };
-        waker.wake();
+        if !is_first {
+            // There is enough to do for those before it.
+            wakes::release();
+        }
+        wakes::late(waker);
         true
     }
 
     /// Wakes every thread.
     pub fn wake_all(&self) {
-        let (idle, occupied) = {
+        let all = {
             let mut sleepers = self.sleepers();
-            (std::mem::take(&mut sleepers.idle), std::mem::take(&mut sleepers.occupied))
+            let Sleepers { ready, idle, occupied, .. } = &mut *sleepers;
+            [ready, idle, occupied].map(std::mem::take)
         };
-        for (_, waker) in idle.into_iter().chain(occupied) {
+        for (_, waker) in all.into_iter().flatten() {
             waker.wake();
         }
     }
@@ -234,12 +275,19 @@ impl<J> fmt::Debug for Queue<J> {
     }
 }
 
-/// What a thread in its turn may find in the queue without another being woken for it.
-const JOBS_PER_TURN: usize = 4;
-
 impl Sleepers {
+    fn stack(&mut self, sleep: Sleep) -> &mut Vec<(u64, Waker)> {
+        match sleep {
+            Sleep::Ready => &mut self.ready,
+            Sleep::Idle => &mut self.idle,
+            Sleep::Occupied => &mut self.occupied,
+        }
+    }
+
     fn remove(&mut self, thread: u64) {
-        self.idle.retain(|(other, _)| *other != thread);
-        self.occupied.retain(|(other, _)| *other != thread);
+        self.coming.retain(|other| *other != thread);
+        for stack in [&mut self.ready, &mut self.idle, &mut self.occupied] {
+            stack.retain(|(other, _)| *other != thread);
+        }
     }
 }

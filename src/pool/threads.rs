@@ -78,7 +78,7 @@ impl<R: Resource> Pool<R> {
         settings: R::Settings,
         limits: PoolLimits,
     ) -> io::Result<Pool<R>> {
-        let shared = Arc::new(Shared { core: Arc::new(Core::new(name, limits)), settings });
+        let shared = Arc::new(Shared { core: Arc::new(Core::new(name, limits, 1)), settings });
         let keeper = Arc::new(Keeper { shared: Arc::clone(&shared) });
         let pool = Pool { shared: Arc::clone(&shared), keeper };
         for _ in 0..limits.threads {

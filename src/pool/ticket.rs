@@ -25,7 +25,7 @@ use std::thread::{self, Thread};
 use std::time::Instant;
 
 use super::error::DatabaseError;
-use crate::awaited;
+use crate::{awaited, wakes};
 
 /// The future of a job's result. Any executor can await it; dropping it cancels the job: one that
 /// was not begun never will be, one that is under way is cancelled at the database where that
@@ -182,6 +182,7 @@ impl<T> Ticket<T> {
     pub fn wait(self) -> Result<T, DatabaseError> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut ticket = pin!(self);
+        wakes::release();
         loop {
             if let Poll::Ready(result) = ticket.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return result;

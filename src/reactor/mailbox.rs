@@ -6,11 +6,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::{Wake, Waker};
 
 use crossbeam_queue::SegQueue;
 
 use super::doorbell::Doorbell;
 use super::turn::Key;
+use crate::wakes;
 
 /// What other threads may do to a reactor: wake one of its tasks, or just wake it.
 #[derive(Debug)]
@@ -27,9 +29,9 @@ impl Remote {
     }
 
     /// Has the task behind `key` run in the reactor's next turn.
-    pub fn wake(&self, key: Key) {
+    pub fn wake_task(self: &Arc<Self>, key: Key) {
         self.woken.push(key);
-        self.ring();
+        wakes::late(Waker::from(Arc::clone(self)));
     }
 
     /// Makes the reactor take a turn soon. Call it after the reason for the turn is visible.
@@ -53,6 +55,12 @@ impl Remote {
 
     pub(super) fn has_woken(&self) -> bool {
         !self.woken.is_empty()
+    }
+}
+
+impl Wake for Remote {
+    fn wake(self: Arc<Remote>) {
+        self.ring();
     }
 }
 

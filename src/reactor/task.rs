@@ -140,7 +140,7 @@ impl Wake for TaskWaker {
             here
         });
         if pushed != Some(true) {
-            self.remote.wake(self.key);
+            self.remote.wake_task(self.key);
         }
     }
 }

@@ -8,7 +8,8 @@
 //! 5. hand the readiness to the host;
 //! 6. end the sleeps and expire the deadlines that are due at `now`;
 //! 7. hand over mail and wakes from other threads, then wakes from this one;
-//! 8. let the host work through its run queue, within its budget;
+//! 8. let the host work through its run queue, within its budget; whom that wakes on other threads
+//!    is woken at its end;
 //! 9. let the host close the turn (flush its counters, check its books).
 //!
 //! Steps 5 to 7 only mark things as runnable; step 8 alone runs them. So nothing is freed under
@@ -27,6 +28,7 @@ use super::mailbox::{Remote, remote};
 use super::slots::Token;
 use super::socket::Readiness;
 use super::task::{self, Local};
+use crate::wakes;
 
 /// Whom an event concerns: a space (one per table of the host) and a token within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,7 +185,7 @@ impl Reactor {
         }
         task::drain_woken(|key| host.woken(key));
         // 8
-        host.work(self.now);
+        wakes::hold(|| host.work(self.now));
         // 9
         host.finish(self.now, clock().saturating_duration_since(self.now));
         Ok(())
