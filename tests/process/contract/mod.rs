@@ -1,6 +1,7 @@
 //! What `deploy` says of the server is what the server says of itself: grace periods against the
 //! budget, ports against listeners, names of settings and metrics against those that there are.
 
+mod kubernetes;
 mod promql;
 mod shipped;
 

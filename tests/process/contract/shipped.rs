@@ -4,11 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::support::server::file_in;
+use crate::support::scratch;
 use crate::support::tools::{stdout, tool};
 
 /// A place where the server runs.
@@ -75,11 +76,42 @@ fn json(yaml: &Yaml) -> Value {
 /// Every place there is a file for.
 pub fn places() -> Vec<Place> {
     let mut places = vec![image(), compose(), service(), pod("Kubernetes base", &base())];
-    if let Some(mut kubectl) = tool("kubectl") {
-        let overlay = stdout(kubectl.arg("kustomize").arg(file("kubernetes/overlays/production")));
-        places.push(pod("Kubernetes overlay", &yaml(&overlay)));
-    }
+    let rendered = rendered().into_iter();
+    places.extend(rendered.map(|(name, documents)| pod(name, &documents)));
     places
+}
+
+/// The production overlay as kubectl renders it, as it is and with all components; nothing where
+/// there is no kubectl.
+pub fn rendered() -> Vec<(&'static str, Vec<Value>)> {
+    static RENDERED: OnceLock<Vec<(&str, Vec<Value>)>> = OnceLock::new();
+    RENDERED.get_or_init(render).clone()
+}
+
+fn render() -> Vec<(&'static str, Vec<Value>)> {
+    let kustomize = |folder: &Path| {
+        Some(yaml(&stdout(tool("kubectl")?.args(["kustomize".as_ref(), folder.as_os_str()]))))
+    };
+    let production = file("kubernetes/overlays/production");
+    let Some(production) = kustomize(&production) else { return Vec::new() };
+    // An overlay beside that one, in a copy.
+    let copy = scratch(&format!("kubernetes-{}", std::process::id()));
+    let original = file("kubernetes");
+    for path in files().iter().filter_map(|path| path.strip_prefix(&original).ok()) {
+        fs::create_dir_all(copy.join(path).parent().unwrap()).unwrap();
+        fs::copy(original.join(path), copy.join(path)).unwrap();
+    }
+    let components = fs::read_dir(original.join("components")).unwrap();
+    let components = components.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let components: Vec<String> =
+        components.map(|name| format!("  - ../../components/{name}\n")).collect();
+    let folder = copy.join("overlays/everything");
+    fs::create_dir(&folder).unwrap();
+    let list = format!("resources:\n  - ../production\ncomponents:\n{}", components.concat());
+    fs::write(folder.join("kustomization.yaml"), list).unwrap();
+    let everything = kustomize(&folder).expect("it was there a moment ago");
+    fs::remove_dir_all(copy).unwrap();
+    vec![("Kubernetes overlay", production), ("Kubernetes overlay, components", everything)]
 }
 
 /// The base as kustomize puts it together, less labels: its files.
@@ -91,9 +123,14 @@ pub fn base() -> Vec<Value> {
         .collect()
 }
 
+/// All documents of that kind.
+pub fn all_of_kind<'a>(documents: &'a [Value], kind: &str) -> impl Iterator<Item = &'a Value> {
+    documents.iter().filter(move |document| document["kind"] == kind)
+}
+
 /// The one document of that kind.
 pub fn of_kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
-    let mut found = documents.iter().filter(|document| document["kind"] == kind);
+    let mut found = all_of_kind(documents, kind);
     let document = found.next().unwrap_or_else(|| panic!("no {kind}"));
     assert!(found.next().is_none(), "two of {kind}");
     document
@@ -158,8 +195,10 @@ fn pod(name: &'static str, documents: &[Value]) -> Place {
     let spec = &of_kind(documents, "Deployment")["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let own = container["env"].as_array().unwrap().iter().map(|variable| {
-        let text = |field: &str| variable[field].as_str().expect("text").to_owned();
-        (text("name"), text("value"))
+        let is_secret = variable["valueFrom"]["secretKeyRef"]["key"].is_string();
+        let value = if is_secret { Some(SECRET) } else { variable["value"].as_str() };
+        let name = variable["name"].as_str().expect("a name");
+        (name.to_owned(), value.expect("text").to_owned())
     });
     let number = |port: &Value| -> u16 {
         let named =
@@ -170,8 +209,10 @@ fn pod(name: &'static str, documents: &[Value]) -> Place {
     let mut ports: Vec<(String, u16)> = ["startupProbe", "livenessProbe", "readinessProbe"]
         .map(|probe| (probe.to_owned(), number(&container[probe]["httpGet"]["port"])))
         .to_vec();
-    let service = of_kind(documents, "Service")["spec"]["ports"].as_array().unwrap().iter();
-    ports.extend(service.map(|port| ("Service".to_owned(), number(&port["targetPort"]))));
+    for service in all_of_kind(documents, "Service") {
+        let of_service = service["spec"]["ports"].as_array().unwrap().iter();
+        ports.extend(of_service.map(|port| ("Service".to_owned(), number(&port["targetPort"]))));
+    }
     let policy = of_kind(documents, "NetworkPolicy")["spec"]["ingress"].as_array().unwrap().iter();
     let allowed = policy.flat_map(|rule| rule["ports"].as_array().unwrap());
     ports.extend(allowed.map(|port| ("NetworkPolicy".to_owned(), number(&port["port"]))));
@@ -208,10 +249,7 @@ impl Place {
         command.env_clear().current_dir(env!("CARGO_TARGET_TMPDIR")).args(arguments);
         for (name, value) in &self.settings {
             if value.starts_with("/run/secrets/") {
-                // Here stands what the comment at the head of compose.yaml says.
-                let secret = file_in(&format!("contract-{name}"), "secret");
-                fs::write(&secret, "postgres://ebbtide:a%20password@postgres/ebbtide").unwrap();
-                command.env(name, secret);
+                command.env(name, secret_file());
             } else {
                 command.env(name, value);
             }
@@ -235,6 +273,19 @@ impl Place {
         let row = self.config().into_iter().find(|row| row.0 == key);
         row.unwrap_or_else(|| panic!("no key {key}")).1
     }
+}
+
+/// What the comment at the head of compose.yaml says.
+const SECRET: &str = "postgres://ebbtide:a%20password@postgres/ebbtide";
+
+/// A file with it, one for each process: tests read it side by side.
+fn secret_file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let file = scratch(&format!("secret-{}", std::process::id())).join("database-url");
+        fs::write(&file, SECRET).unwrap();
+        file
+    })
 }
 
 /// A duration as `print-config` writes it, in seconds.
