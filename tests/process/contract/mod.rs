@@ -4,18 +4,18 @@
 mod kubernetes;
 mod promql;
 mod shipped;
+mod watching;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use ebbtide::internal::metrics;
 use serde_json::{Value, json};
 
+use crate::support::beside_others;
 use crate::support::client::Client;
 use crate::support::server::Launch;
-use crate::support::{SOON, beside_others, until};
-use promql::{Asked, asked};
-use shipped::{Place, base, duration, of_kind, places, text, yaml};
+use shipped::{Place, base, duration, of_kind, places, text};
 
 /// What an orchestrator has to wait beyond the budget, in seconds.
 const MARGIN: f64 = 5.0;
@@ -179,117 +179,21 @@ fn the_proxies_wait_longer_than_requests_and_let_connections_go_earlier() {
     assert!(answer > value("request_timeout") && answer < value("keep_alive_timeout"));
 }
 
-/// All that the server measures: each metric's series, and of a histogram those it is made of.
-fn live_metrics() -> BTreeMap<String, Vec<String>> {
-    let server = Launch::new().env("DATABASE_URL", "sqlite::memory:").start();
-    assert_eq!(server.connect().get("/json").status, 200);
-    until("the first requests to be counted", SOON, || {
-        server.metrics().contains("http_requests_total{").then_some(())
-    });
-    let mut metrics: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for line in server.metrics().lines() {
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, _) = rest.split_once(' ').unwrap();
-            metrics.entry(name.to_owned()).or_default();
-        } else if !line.starts_with('#') {
-            let name = line.split(['{', ' ']).next().unwrap();
-            metrics.entry(name.to_owned()).or_default().push(line.to_owned());
-        }
-    }
-    server.stop();
-    metrics
-}
-
-/// The expressions of the dashboard, each with the title of its panel.
-fn dashboard() -> Vec<(String, String)> {
-    let dashboard: Value = serde_json::from_str(&text("grafana/dashboard.json")).expect("JSON");
-    let mut expressions = Vec::new();
-    for panel in dashboard["panels"].as_array().expect("panels") {
-        for target in panel["targets"].as_array().into_iter().flatten() {
-            let text = |of: &Value, field: &str| of[field].as_str().expect(field).to_owned();
-            expressions.push((text(panel, "title"), text(target, "expr")));
-        }
-    }
-    for annotation in dashboard["annotations"]["list"].as_array().unwrap() {
-        expressions
-            .push(("annotation".to_owned(), annotation["expr"].as_str().unwrap().to_owned()));
-    }
-    expressions
-}
-
-fn alerts() -> Vec<(String, String)> {
-    let rules = yaml(&text("prometheus/alerts.yml")).remove(0);
-    let rules = rules["groups"][0]["rules"].as_array().expect("rules").iter();
-    let text = |rule: &Value, field: &str| rule[field].as_str().expect(field).to_owned();
-    rules.map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
-}
-
-/// The one metric that has no series before a clean-up hook has ended: a server that runs does not
-/// show it, the table of metrics does.
-const SHOWN_BY_HOOKS: &str = "shutdown_hook_seconds";
-
-/// Labels that Prometheus adds.
-const ADDED: [&str; 2] = ["job", "instance"];
-
+/// Whoever asks the server without being told where finds it where it is by default.
 #[test]
-fn every_metric_of_dashboard_and_alerts_is_one_that_a_server_shows() {
-    let _turn = beside_others();
-    let live = live_metrics();
-    let (dashboard, alerts) = (dashboard(), alerts());
-    assert!(dashboard.len() >= 20 && alerts.len() >= 10);
-    let mut used = BTreeSet::new();
-    for (place, expression) in dashboard.iter().chain(&alerts) {
-        let metrics = asked(expression);
-        assert!(!metrics.is_empty(), "{place}: {expression}");
-        for Asked { name, labels } in metrics {
-            assert!(labels.iter().any(|(label, _)| label == "job"), "{place}: {name} of any job");
-            // Prometheus makes this one.
-            if name == "up" {
-                continue;
-            }
-            if name == SHOWN_BY_HOOKS {
-                assert!(metrics::names().iter().any(|row| row.0 == name), "{place}: {name}");
-                continue;
-            }
-            let series = live.get(&name).unwrap_or_else(|| panic!("{place}: no metric {name}"));
-            for (label, value) in labels.iter().filter(|(label, _)| !ADDED.contains(&&**label)) {
-                let wanted = format!("{label}=\"{value}");
-                let has = series.iter().any(|series| series.contains(&wanted));
-                assert!(has, "{place}: {name} has no {wanted}: {series:?}");
-            }
-            used.insert(name);
-        }
+fn the_proxies_and_prometheus_ask_where_the_server_is() {
+    let image = places().remove(0);
+    let port = |address: &str| address.rsplit_once(':').expect("a port").1.to_owned();
+    let listen = port(&image.value("listen"));
+    for (file, start) in [("nginx/ebbtide.conf", "server "), ("haproxy/ebbtide.cfg", "server one ")]
+    {
+        let text = text(file);
+        let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix(start));
+        let address = lines.find(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let address = address.expect(file).split([' ', ';']).next().expect("an address");
+        assert_eq!(port(address), listen, "{file}");
     }
-    assert!(used.len() >= 20, "{used:?}");
-}
-
-#[test]
-fn the_panels_of_the_dashboard_do_not_cover_each_other() {
-    let dashboard: Value = serde_json::from_str(&text("grafana/dashboard.json")).expect("JSON");
-    let panels = dashboard["panels"].as_array().unwrap();
-    let mut taken = BTreeMap::new();
-    let mut ids = BTreeSet::new();
-    for panel in panels {
-        let title = panel["title"].as_str().expect("a title");
-        assert!(ids.insert(panel["id"].as_u64().expect("a number")), "{title}");
-        let at = |field: &str| panel["gridPos"][field].as_u64().expect("a place");
-        assert!(at("x") + at("w") <= 24, "{title}");
-        for x in at("x")..at("x") + at("w") {
-            for y in at("y")..at("y") + at("h") {
-                let before = taken.insert((x, y), title);
-                assert!(before.is_none(), "{title} covers {before:?}");
-            }
-        }
-    }
-}
-
-/// The alert on a slow shutdown comes before the budget of any place is used up.
-#[test]
-fn the_alert_on_a_slow_shutdown_comes_before_its_end() {
-    let alerts = alerts();
-    let (_, slow) = alerts.iter().find(|(name, _)| name == "EbbtideShutdownSlow").unwrap();
-    let limit: f64 = slow.rsplit_once("> ").unwrap().1.trim().parse().unwrap();
-    for place in places() {
-        assert!(limit < duration(&place.value("shutdown_timeout")), "{}", place.name);
-    }
+    let config = shipped::yaml(&text("prometheus/prometheus.yml")).remove(0);
+    let target = &config["scrape_configs"][0]["static_configs"][0]["targets"][0];
+    assert_eq!(*target, image.value("admin_listen"));
 }
