@@ -148,6 +148,13 @@ impl Answer {
     pub fn is_healthy(&self) -> bool {
         (200..300).contains(&self.status)
     }
+
+    /// How long the server has been there, if it tells.
+    fn up(&self) -> Option<Duration> {
+        let line = self.text.lines().find_map(|line| line.strip_prefix("[+] up "));
+        let seconds: f64 = line?.strip_suffix(" s")?.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
 }
 
 impl fmt::Display for Answer {
@@ -174,22 +181,53 @@ pub fn ask(target: &Target, within: Duration) -> io::Result<Answer> {
     })
 }
 
-/// Asks until nobody is there to answer; returns how long that took, or `None` when it is still
-/// there after `within`. `tell` hears what each question led to.
+/// The end of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    /// Since the first question.
+    pub after: Duration,
+    /// Whether another server answers in its place.
+    pub is_succeeded: bool,
+}
+
+/// Asks until the server is not there any more: nobody listens, or the one that answers has begun
+/// after the first question. `None` when neither has come to pass `within` that time. `tell` hears
+/// what each question led to, of an answer the first line.
+///
+/// A successor is known by its readiness, which only an ebbtide tells; of a URL with another path
+/// nothing but the silence is known. When two servers share a port either may answer, so it is the
+/// one's own admin listener that should be asked.
 pub fn wait_until_gone(
     target: &Target,
     within: Duration,
     mut tell: impl FnMut(&io::Result<Answer>),
-) -> Option<Duration> {
+) -> Option<Gone> {
+    let target = target.clone().in_detail();
     let start = now();
+    let mut is_first = true;
     loop {
-        let left =
-            within.checked_sub(now().duration_since(start)).filter(|left| !left.is_zero())?;
-        let answer = ask(target, left.min(ASKING_MAX));
-        tell(&answer);
-        if answer.is_err_and(|error| means_gone(&error)) {
-            return Some(now().duration_since(start));
+        let asked = now();
+        let waited = asked.duration_since(start);
+        let left = within.checked_sub(waited).filter(|left| !left.is_zero())?;
+        let mut answer = ask(&target, left.min(ASKING_MAX));
+        let after = now().duration_since(start);
+        if answer.as_ref().is_err_and(means_gone) {
+            tell(&answer);
+            return Some(Gone { after, is_succeeded: false });
         }
+        if let Ok(answer) = &mut answer {
+            if answer.up().is_some_and(|up| up < waited) {
+                return Some(Gone { after, is_succeeded: true });
+            }
+            // The others hold numbers that change with each question.
+            answer.text.truncate(answer.text.find('\n').unwrap_or(answer.text.len()));
+        }
+        // That the last question found no time for its answer says nothing that is new.
+        let is_cut_short = left < ASKING_MAX && answer.as_ref().is_err_and(is_late);
+        if is_first || !is_cut_short {
+            tell(&answer);
+        }
+        is_first = false;
         std::thread::park_timeout(ASKED_AGAIN_AFTER);
     }
 }
@@ -198,6 +236,10 @@ pub fn wait_until_gone(
 /// still somebody.
 fn means_gone(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
+}
+
+fn is_late(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::TimedOut
 }
 
 #[allow(clippy::disallowed_methods, reason = "this process runs no reactor")]
@@ -333,6 +375,12 @@ mod tests {
         assert_eq!(answer("HTTP/1.0 503 \r\n\r\n"), Some((503, String::new())));
         for text in ["", "HTTP/1.1 200 OK\r\n", "HTTP/2 200\r\n\r\n", "HTTP/1.1 abc\r\n\r\n"] {
             assert_eq!(answer(text), None, "{text:?}");
+        }
+        let up = |text: &str| Answer { status: 200, text: text.to_owned() }.up();
+        let told = "ready\n[+] phase running\n[+] up 12.345 s\n[+] connections 0 open\n";
+        assert_eq!(up(told), Some(Duration::from_millis(12_345)));
+        for text in ["ready\n", "[+] up s", "[+] up -1 s", "[+] up inf s", "[+] up 1"] {
+            assert_eq!(up(text), None, "{text:?}");
         }
         assert!(Answer { status: 204, text: String::new() }.is_healthy());
         assert!(!Answer { status: 302, text: String::new() }.is_healthy());

@@ -147,11 +147,12 @@ fn check_health(check: &HealthCheck, config: &Config) -> ExitCode {
             }
         });
         let target = logging::visible(&target.to_string()).into_owned();
-        return if let Some(took) = gone {
-            println!("{target}: gone after {:.1} s", took.as_secs_f64());
+        return if let Some(gone) = gone {
+            let next = if gone.is_succeeded { ", and another one answers there" } else { "" };
+            println!("{target}: gone after {:.1} s{next}", gone.after.as_secs_f64());
             ExitCode::SUCCESS
         } else {
-            eprintln!("ebbtide: {target}: still there after {} s", patience.as_secs_f64());
+            eprintln!("ebbtide: {target}: not gone after {} s: {last}", patience.as_secs_f64());
             ExitCode::from(EXIT_UNHEALTHY)
         };
     }
@@ -171,7 +172,6 @@ fn target(check: &HealthCheck, config: &Config) -> Result<Target, String> {
         None => Target::of(config.admin_listen.as_ref(), &config.listen, health_on(config))
             .ok_or("the configuration names no address to ask for health: give --url")?,
     };
-    // Numbers that change with each question say nothing of an end.
     let in_detail = check.detail == Detail::Verbose && check.wait_shutdown.is_none();
     Ok(if in_detail { target.in_detail() } else { target })
 }

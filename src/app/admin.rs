@@ -94,8 +94,9 @@ fn readiness(status: &Status, request: &Request, readers: Readers) -> Response {
         let mark = if readiness.is_ok() { '+' } else { '-' };
         let written = writeln!(
             text,
-            "[{mark}] phase {}\n[+] connections {} open\n[+] requests {} in flight",
+            "[{mark}] phase {}\n[+] up {:.3} s\n[+] connections {} open\n[+] requests {} in flight",
             status.phase().name(),
+            status.up(request.now()).as_secs_f64(),
             counts.open(),
             counts.in_flight
         );

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::drain::Phase;
 use crate::ledger::{Counts, Ledger, RejectedCode};
@@ -12,6 +12,8 @@ use crate::pool::{Histogram, JobOutcome, Pooled, Pools, SECONDS_BUCKETS};
 /// One server's status, shared by its endpoints and its control.
 #[derive(Debug)]
 pub struct Status {
+    /// When the server was made.
+    began: Instant,
     /// Position in [`Phase::ALL`].
     phase: AtomicU8,
     /// Set once every listener accepts.
@@ -40,8 +42,10 @@ impl Status {
         ledgers: Vec<Arc<Ledger>>,
         metrics: Metrics,
         log_lines_dropped: Arc<AtomicU64>,
+        now: Instant,
     ) -> Status {
         Status {
+            began: now,
             phase: AtomicU8::new(0),
             listening: AtomicBool::new(false),
             ledgers,
@@ -59,6 +63,11 @@ impl Status {
 
     pub fn phase(&self) -> Phase {
         Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    /// How long ago the server was made.
+    pub fn up(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
     }
 
     pub fn set_listening(&self) {

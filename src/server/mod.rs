@@ -112,7 +112,8 @@ impl Server {
         let metrics = Metrics::new();
         let ledgers: Vec<Arc<Ledger>> = (0..workers.max(1)).map(|_| Arc::default()).collect();
         let dropped = options.log_lines_dropped.clone().unwrap_or_default();
-        let status = Arc::new(Status::new(ledgers.clone(), metrics.clone(), dropped));
+        let status =
+            Arc::new(Status::new(ledgers.clone(), metrics.clone(), dropped, reactor.now()));
         let router = match options.health_on {
             HealthOn::Public => admin::with_health(router, &status, Readers::Anybody),
             HealthOn::AdminOnly => router,

@@ -30,9 +30,16 @@ fn a_server_that_is_well_is_status_0_and_says_more_when_asked_for_it() {
     let quiet = ask(&url, &[]);
     assert_eq!((quiet.status, &*quiet.stdout, &*quiet.stderr), (0, "", ""));
     let verbose = ask(&url, &["--verbose"]);
-    let said = "200 ready; [+] phase running; [+] connections 0 open; [+] requests 0 in flight; \
+    let (start, rest) = verbose.stdout.split_once("[+] up ").expect("how long it has been there");
+    let (up, rest) = rest.split_once(" s; ").expect("seconds");
+    assert!((0.0..60.0).contains(&up.parse::<f64>().unwrap()), "{verbose:?}");
+    assert_eq!(
+        (verbose.status, start, &*verbose.stderr),
+        (0, "200 ready; [+] phase running; ", "")
+    );
+    let said = "[+] connections 0 open; [+] requests 0 in flight; \
                 [+] worker 0 0 open of 0 connections\n";
-    assert_eq!((verbose.status, &*verbose.stdout, &*verbose.stderr), (0, said, ""));
+    assert_eq!(rest, said);
     // The public listener, by a name and without a path.
     assert_eq!(ask(&format!("http://localhost:{}", server.port), &[]).status, 0);
     // A bad configuration is no reason not to ask whom the flag names.
@@ -117,7 +124,11 @@ fn who_answers_badly_late_or_not_at_all_is_status_1_and_one_line() {
     let asked = Instant::now();
     assert_unhealthy(&url, &["--timeout", "300ms"], "no answer within 0.3 s");
     assert!(asked.elapsed() < SLACK + SLACK, "{:?}", asked.elapsed());
-    assert_unhealthy(&url, &["--wait-shutdown", "300ms"], "still there after 0.3 s");
+    assert_unhealthy(
+        &url,
+        &["--wait-shutdown", "300ms"],
+        "not gone after 0.3 s: no answer within ",
+    );
     drop(listener);
     assert_unhealthy(&url, &[], "refused");
 }
@@ -163,4 +174,47 @@ fn waiting_for_a_shutdown_ends_with_the_server_and_says_how_long_it_took() {
     // Since before the signal, and in tenths.
     assert!(took + 0.1 >= exit.at.duration_since(asked).as_secs_f64() - 0.2, "{last}");
     assert_eq!(exit.status, 0);
+}
+
+/// A new server in the same place as soon as the old one is gone, as after `systemctl restart`:
+/// nobody is ever refused, so that the new one's age has to tell.
+#[test]
+fn waiting_for_a_shutdown_ends_when_another_server_has_taken_the_place() {
+    let _turn = beside_others();
+    let server = Launch::new().env("ADMIN_LISTEN", "off").env("REUSE_PORT", true).start();
+    let url = format!("http://127.0.0.1:{}", server.port);
+    let mut command = check(&["--url", &url, "--wait-shutdown", "20", "--verbose"]).command();
+    let mut waiting = command.stdout(Stdio::piped()).spawn().unwrap();
+    let said = Log::follow(waiting.stdout.take().unwrap());
+    said.wait_line("readiness", |line| line == "200 ready");
+    // It is told from the first only by its age, and that is not younger than the question here.
+    let again = ask(&url, &["--wait-shutdown", "300ms"]);
+    assert_eq!((again.status, &*again.stdout), (1, ""), "{again:?}");
+    assert!(again.stderr.contains(": not gone after 0.3 s: 200 ready\n"), "{again:?}");
+    let address = format!("127.0.0.1:{}", server.port);
+    let next = Launch::new().env("ADMIN_LISTEN", "off").env("REUSE_PORT", true).listen(address);
+    let next = next.start();
+    server.stop();
+    assert!(waiting.wait().unwrap().success());
+    let last = said.all().pop().unwrap();
+    assert!(last.contains(": gone after "), "{last}");
+    assert!(last.ends_with(" s, and another one answers there"), "{last}");
+    next.stop();
+}
+
+#[test]
+fn waiting_for_a_shutdown_in_vain_says_what_came_last() {
+    let _turn = beside_others();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    // Until the end of the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _request = stream.unwrap().read(&mut [0; 4096]);
+        }
+    });
+    let ended = ask(&url, &["--wait-shutdown", "500ms"]);
+    assert_eq!((ended.status, &*ended.stdout), (1, ""), "{ended:?}");
+    let why = ": not gone after 0.5 s: the connection was closed unanswered\n";
+    assert!(ended.stderr.ends_with(why), "{ended:?}");
 }
