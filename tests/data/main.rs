@@ -2,8 +2,8 @@
 //! Redis, and servers of the tests' own that play Sentry.
 //!
 //! Where a program is missing, the test that wants it says `SKIPPED` on stderr and passes; with
-//! `EBBTIDE_REQUIRE_TOOLS=1` it fails instead. Nothing sleeps: a test waits for a condition, with a
-//! deadline.
+//! `EBBTIDE_REQUIRE_TOOLS=1` or `CI=true` it fails instead. Nothing sleeps: a test waits for a
+//! condition, with a deadline.
 
 #![allow(
     clippy::disallowed_methods,

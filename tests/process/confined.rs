@@ -3,11 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::services::postgres::Database;
+use crate::services::skip;
 use crate::support::client::{Client, End};
 use crate::support::server::{Launch, Server, file_in};
-use crate::support::tools::{Wrk, raise_descriptors, stdout, strace_works, tool};
+use crate::support::tools::{Wrk, as_user, raise_descriptors, stdout, strace_works, tool};
 use crate::support::{SOON, alone, beside_others, say, until};
 
 /// A control group with a limit of memory, of either version. Removed when dropped.
@@ -38,9 +41,7 @@ impl Memory {
             fs::write(memory.place.join(limit), bytes.to_string()).is_ok().then_some(memory)
         });
         if made.is_none() {
-            let must = std::env::var_os("EBBTIDE_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-            assert!(!must, "no control group with a limit of memory can be made");
-            say("SKIPPED: no control group with a limit of memory can be made");
+            skip("no control group with a limit of memory can be made");
         }
         made
     }
@@ -182,13 +183,8 @@ fn calls_of(set: &str) -> BTreeSet<String> {
     calls
 }
 
-/// Starting, serving of every kind and draining: each call is one that the unit's filter allows.
-#[test]
-fn every_system_call_is_one_that_the_unit_allows() {
-    let _turn = beside_others();
-    if !strace_works() || tool("systemd-analyze").is_none() {
-        return;
-    }
+/// The calls that the unit's filter lets through.
+fn allowed() -> BTreeSet<String> {
     let unit = include_str!("../../deploy/systemd/ebbtide.service");
     let mut allowed = BTreeSet::new();
     for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
@@ -202,10 +198,54 @@ fn every_system_call_is_one_that_the_unit_allows() {
         }
     }
     assert!(allowed.contains("epoll_wait") && !allowed.contains("mount"), "{allowed:?}");
+    allowed
+}
 
-    let trace = file_in("confined", "trace");
-    let launch = Launch::new().env("SHUTDOWN_REPORT_PATH", file_in("confined-report", "report"));
-    let mut server = launch.through(&["strace", "-D", "-f", "-o", &trace]).start();
+/// Starting, serving of every kind and draining: each call is one that the unit's filter allows,
+/// with no database, with the file that the unit's server keeps, and with PostgreSQL.
+#[test]
+fn every_system_call_is_one_that_the_unit_allows() {
+    let _turn = beside_others();
+    if !strace_works() || tool("systemd-analyze").is_none() {
+        return;
+    }
+    let allowed = allowed();
+    let file = writable("confined-database", "ebbtide.db");
+    let mut urls = vec!["off".to_owned(), format!("sqlite:{file}")];
+    let postgres = Database::create("confined");
+    urls.extend(postgres.as_ref().map(Database::url));
+    let mut called = BTreeSet::new();
+    for url in urls {
+        let trace = traced(&url);
+        let calls: BTreeSet<String> = trace.lines().filter_map(call).collect();
+        assert!(calls.len() > 20, "{calls:?}");
+        called.extend(calls);
+    }
+    say(&format!("{} different system calls from start to exit", called.len()));
+    // The first is the tracer's doing: systemd executes the program before the filter is checked.
+    let beyond: Vec<&String> = called.difference(&allowed).collect();
+    assert!(beyond.is_empty(), "not allowed by the unit: {beyond:?}");
+}
+
+/// A path in a fresh folder that anybody may write to.
+fn writable(directory: &str, name: &str) -> String {
+    let path = file_in(directory, name);
+    let folder = Path::new(&path).parent().unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    path
+}
+
+/// What strace saw of a server with that database, from its start to its exit.
+fn traced(database: &str) -> String {
+    let trace = writable("confined", "trace");
+    let launch = Launch::new().env("SHUTDOWN_REPORT_PATH", writable("confined-report", "report"));
+    let launch = launch.env("DATABASE_URL", database);
+    // As root SQLite gives its files to who has the first one: a call that the unit's user has not.
+    let strace = ["strace", "-D", "-f", "-o", &trace];
+    let mut server = launch.through(&[as_user(), &strace].concat()).start();
+    until("readiness", SOON, || {
+        (Client::connect(server.admin).get("/readyz").status == 200).then_some(())
+    });
     let mut client = server.connect();
     for path in ["/json", "/bytes/5000000", "/stream/3/10", "/sleep/20", "/panic"] {
         client.get(path);
@@ -216,22 +256,25 @@ fn every_system_call_is_one_that_the_unit_allows() {
     for path in ["/metrics", "/connections", "/readyz?verbose"] {
         assert_eq!(Client::connect(server.admin).get(path).status, 200);
     }
+    if database != "off" {
+        client.send(
+            "POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: 28\r\n\r\n{\"name\":\"rope\",\"quantity\":1}",
+        );
+        assert_eq!(client.response().status, 201);
+        assert_eq!(client.get("/items").status, 200);
+        assert_eq!(client.get("/db").status, 200);
+    }
     client.ask("/sleep/300");
     server.wait_in_flight(1);
     server.signal("TERM");
     assert_eq!(client.response().status, 200);
     drop(client);
     assert_eq!(server.exit(SOON).status, 0);
-    let text = until("the trace to be complete", SOON, || {
+    until("the trace to be complete", SOON, || {
         let text = fs::read_to_string(&trace).unwrap();
         text.contains("+++ exited with 0 +++").then_some(text)
-    });
-    let called: BTreeSet<String> = text.lines().filter_map(call).collect();
-    assert!(called.len() > 20, "{called:?}");
-    say(&format!("{} different system calls from start to exit", called.len()));
-    // The first is the tracer's doing: systemd executes the program before the filter is checked.
-    let beyond: Vec<&String> = called.difference(&allowed).collect();
-    assert!(beyond.is_empty(), "not allowed by the unit: {beyond:?}");
+    })
 }
 
 /// The call that a line of strace is about: `123 name(...`, or `123 <... name resumed>`.

@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::client::Client;
 use crate::support::server::{Launch, Log, Server, file_in, send};
-use crate::support::tools::tool;
+use crate::support::tools::{as_user, tool};
 use crate::support::{SOON, alone, beside_others, say, until};
 
 /// So many clients whose requests are sent before anybody looks at them.
@@ -213,17 +213,6 @@ impl Demanding {
     }
 }
 
-/// As a user without privileges, where there is a way to become one.
-fn unprivileged(launch: Launch) -> Launch {
-    let is_root = std::fs::read_to_string("/proc/self/status")
-        .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0\t")));
-    if is_root && tool("setpriv").is_some() {
-        let user = ["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"];
-        return launch.through(&user);
-    }
-    launch
-}
-
 fn restarts() -> usize {
     if std::env::var_os("EBBTIDE_LONG").is_some_and(|value| value == "1") { 40 } else { 5 }
 }
@@ -232,7 +221,9 @@ fn restarts() -> usize {
 fn restarts_on_a_shared_port_lose_nothing_under_load() {
     let _turn = alone();
     let as_we_are: fn(Launch) -> Launch = |launch| launch;
-    for (name, user) in [("as we are", as_we_are), ("unprivileged", unprivileged)] {
+    for (name, user) in
+        [("as we are", as_we_are), ("unprivileged", |launch| launch.through(as_user()))]
+    {
         let sharing = || user(Launch::new().env("REUSE_PORT", true).env("WORKERS", 2));
         let mut serving = sharing().start();
         let port = serving.port;

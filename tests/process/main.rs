@@ -6,8 +6,8 @@
 //!
 //! External tools (curl, wrk, strace, python3, promtool, nginx, haproxy, kubectl, those of systemd)
 //! are used where they are there. A test that misses one says `SKIPPED` on stderr and passes; with
-//! `EBBTIDE_REQUIRE_TOOLS=1` it fails instead. `EBBTIDE_LONG=1` repeats the shutdown under load ten
-//! times, not three, and the restarts forty times, not five.
+//! `EBBTIDE_REQUIRE_TOOLS=1` or `CI=true` it fails instead. `EBBTIDE_LONG=1` repeats the shutdown
+//! under load ten times, not three, and the restarts forty times, not five.
 //!
 //! What is measured is said as well as held against its limit: on stderr, and in the file that
 //! `EBBTIDE_MEASURED` names. Limits of time have half a second of slack over what the server

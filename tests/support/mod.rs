@@ -3,7 +3,7 @@
 //! Each runs on loopback, in a directory of its own, as an ordinary user (`nobody` when the tests
 //! run as root, which PostgreSQL refuses), and is ended with the test process however that ends:
 //! see [`keeper`]. Where a program is missing the test that wants it says `SKIPPED` on stderr and
-//! passes; with `EBBTIDE_REQUIRE_TOOLS=1` it fails instead.
+//! passes; with `EBBTIDE_REQUIRE_TOOLS=1` or `CI=true` it fails instead.
 
 pub mod keeper;
 pub mod postgres;
@@ -47,6 +47,19 @@ pub fn say(line: &str) {
     }
 }
 
+/// Says that something is not tested, and why. Fails where all must be: with
+/// `EBBTIDE_REQUIRE_TOOLS=1`, and where `CI=true` says that nobody looks.
+///
+/// # Panics
+/// There.
+pub fn skip(why: &str) {
+    for (name, must) in [("EBBTIDE_REQUIRE_TOOLS", "1"), ("CI", "true")] {
+        let may = std::env::var_os(name).is_none_or(|value| value != must);
+        assert!(may, "{why}, and {name}={must} demands it");
+    }
+    say(&format!("SKIPPED: {why}"));
+}
+
 /// Where the program is, or nothing, which is said. Fails when tools are required.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -59,11 +72,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
     if let Some(found) = places.iter().map(|place| place.join(name)).find(|file| file.is_file()) {
         return Some(found);
     }
-    assert!(
-        std::env::var_os("EBBTIDE_REQUIRE_TOOLS").is_none_or(|value| value != "1"),
-        "{name} is not installed, and EBBTIDE_REQUIRE_TOOLS=1 demands it"
-    );
-    say(&format!("SKIPPED: {name} is not installed"));
+    skip(&format!("{name} is not installed"));
     None
 }
 

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use super::say;
-use crate::services::program;
+use crate::services::{program, skip};
 
 /// The program, or nothing, which is said. Fails when tools are required.
 pub fn tool(name: &str) -> Option<Command> {
@@ -27,6 +26,17 @@ pub fn stdout(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     stdout
+}
+
+/// The program that makes another one a user's without privileges; nothing where this is one.
+pub fn as_user() -> &'static [&'static str] {
+    let is_root = std::fs::read_to_string("/proc/self/status")
+        .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0\t")));
+    if is_root && tool("setpriv").is_some() {
+        &["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"]
+    } else {
+        &[]
+    }
 }
 
 /// What wrk says of its run.
@@ -125,12 +135,8 @@ pub fn strace_works() -> bool {
     if traced.status.success() {
         return true;
     }
-    assert!(
-        std::env::var_os("EBBTIDE_REQUIRE_TOOLS").is_none_or(|value| value != "1"),
-        "strace may not trace: {}",
-        String::from_utf8_lossy(&traced.stderr)
-    );
-    say("SKIPPED: strace may not trace on this machine");
+    let why = String::from_utf8_lossy(&traced.stderr);
+    skip(&format!("strace may not trace on this machine: {}", why.trim_end()));
     false
 }
 
