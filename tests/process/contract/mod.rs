@@ -197,3 +197,32 @@ fn the_proxies_and_prometheus_ask_where_the_server_is() {
     let target = &config["scrape_configs"][0]["static_configs"][0]["targets"][0];
     assert_eq!(*target, image.value("admin_listen"));
 }
+
+/// What the exit statuses and signals of the server mean to systemd.
+#[test]
+fn the_unit_takes_the_ends_of_the_server_for_what_they_are() {
+    let unit = text("systemd/ebbtide.service");
+    let values = |key: &str| -> Vec<&str> {
+        unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+    };
+    for (key, value) in [
+        ("Type", "notify"),
+        ("KillMode", "mixed"),
+        ("KillSignal", "SIGTERM"),
+        ("Restart", "on-failure"),
+        // Requests were lost; a hook failed.
+        ("SuccessExitStatus", "3 4"),
+        // Bad configuration.
+        ("RestartPreventExitStatus", "78"),
+        ("StartLimitIntervalSec", "0"),
+        ("Requires", "ebbtide.socket"),
+    ] {
+        assert_eq!(values(key), [value], "{key}");
+    }
+    // SIGHUP is a shutdown.
+    assert_eq!(values("ExecReload"), [""; 0]);
+    assert!(text("systemd/ebbtide.socket").contains("\nListenStream="));
+    // A look at every worker costs nothing; a drain may take all its time and is no hang.
+    let watchdog: f64 = values("WatchdogSec")[0].parse().expect("seconds");
+    assert!(watchdog >= 10.0, "{watchdog} s");
+}
