@@ -88,7 +88,10 @@ fn the_autoscaler_scales_this_deployment_by_what_its_pods_ask_for() {
         // While one pod is gone from its node another one serves.
         let least = scaler["minReplicas"].as_u64().expect("a number");
         let budget = &of_kind(&documents, "PodDisruptionBudget")["spec"]["maxUnavailable"];
-        assert!(least > budget.as_u64().expect("a number"), "{name}: {least} pods");
+        let share = || -> Option<u64> { budget.as_str()?.strip_suffix('%')?.parse().ok() };
+        let of_least = || share().map(|percent| (least * percent).div_ceil(100));
+        let gone = budget.as_u64().or_else(of_least).expect("a number, or a share");
+        assert!(gone > 0 && least > gone, "{name}: {gone} of {least} pods");
     }
 }
 
