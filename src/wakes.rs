@@ -8,15 +8,23 @@ use std::cell::RefCell;
 use std::task::Waker;
 
 thread_local! {
-    /// `Some` while this thread holds its wakes. Each sleeper is in it once.
-    static HELD: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
+    /// `Some` while this thread holds its wakes.
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Does `work`. Wakes that it leaves to [`late`] come when it is over, also when it panics.
-pub(crate) fn hold<R>(work: impl FnOnce() -> R) -> R {
+struct Held {
+    /// Each sleeper is in it once.
+    wakers: Vec<Waker>,
+    /// A waker of those whose tasks the batch polls.
+    own: Waker,
+}
+
+/// Does `work`. Wakes that it leaves to [`late`] come when it is over, also when it panics. `own`
+/// is a waker of the kind that the batch polls its tasks with; see [`waits`].
+pub(crate) fn hold<R>(own: &Waker, work: impl FnOnce() -> R) -> R {
     let is_outermost = HELD.with_borrow_mut(|held| {
         let is_outermost = held.is_none();
-        held.get_or_insert_default();
+        held.get_or_insert_with(|| Held { wakers: Vec::new(), own: own.clone() });
         is_outermost
     });
     let _end = is_outermost.then(|| End);
@@ -29,7 +37,7 @@ struct End;
 impl Drop for End {
     fn drop(&mut self) {
         let held = HELD.with_borrow_mut(Option::take);
-        held.into_iter().flatten().for_each(Waker::wake);
+        held.into_iter().flat_map(|held| held.wakers).for_each(Waker::wake);
     }
 }
 
@@ -41,9 +49,9 @@ pub(crate) fn late(waker: Waker) {
         if let Ok(mut held) = held.try_borrow_mut()
             && let Some(held) = &mut *held
             && let Some(waker) = now.take()
-            && !held.iter().any(|other| other.will_wake(&waker))
+            && !held.wakers.iter().any(|other| other.will_wake(&waker))
         {
-            held.push(waker);
+            held.wakers.push(waker);
         }
     })
     .unwrap_or_default();
@@ -52,10 +60,23 @@ pub(crate) fn late(waker: Waker) {
     }
 }
 
-/// Makes the wakes that are held so far: the caller is going to wait for those who are woken.
+/// Makes the wakes that are held so far: there is enough to do for those who are woken, or the
+/// caller is going to wait for them.
 pub(crate) fn release() {
-    let held = HELD.try_with(|held| held.borrow_mut().as_mut().map(std::mem::take));
+    let take = |held: &mut Held| std::mem::take(&mut held.wakers);
+    let held = HELD.try_with(|held| held.borrow_mut().as_mut().map(take));
     held.ok().flatten().into_iter().flatten().for_each(Waker::wake);
+}
+
+/// Something that waits for those who are woken is polled with `waker`. Unless that is one of the
+/// batch's own tasks, which gives its thread back to wait, this thread may be about to block.
+pub(crate) fn waits(waker: &Waker) {
+    let gives_back = HELD.try_with(|held| {
+        held.borrow().as_ref().is_none_or(|held| std::ptr::eq(held.own.vtable(), waker.vtable()))
+    });
+    if gives_back == Ok(false) {
+        release();
+    }
 }
 
 #[cfg(test)]
@@ -81,21 +102,26 @@ mod tests {
         let [one, other] = [(); 2].map(|()| Arc::<Count>::default());
         let woken = || [&one, &other].map(|count| count.0.load(Ordering::SeqCst));
         let [first, second] = [&one, &other].map(|count| Waker::from(Arc::clone(count)));
-        hold(|| {
+        let own = &first;
+        hold(own, || {
             for _ in 0..3 {
                 late(first.clone());
-                hold(|| late(second.clone()));
+                hold(own, || late(second.clone()));
             }
             assert_eq!(woken(), [0, 0]);
         });
         assert_eq!(woken(), [1, 1]);
         late(first.clone());
         assert_eq!(woken(), [2, 1], "without a batch they come at once");
-        hold(|| {
+        hold(own, || {
             late(first.clone());
             release();
             assert_eq!(woken(), [3, 1]);
             late(first.clone());
+            waits(&second);
+            assert_eq!(woken(), [3, 1], "a task of the batch waits");
+            waits(Waker::noop());
+            assert_eq!(woken(), [4, 1], "its thread may wait");
         });
         assert_eq!(woken(), [4, 1]);
     }
@@ -104,7 +130,7 @@ mod tests {
     fn a_batch_that_panics_wakes_all_the_same() {
         let count = Arc::<Count>::default();
         let batch = || {
-            hold(|| {
+            hold(Waker::noop(), || {
                 late(Waker::from(Arc::clone(&count)));
                 panic!("in the middle of it");
             })

@@ -145,9 +145,8 @@ impl QueuePair {
         }
         if self.jobs.len() == LENGTH {
             // The dead make room.
-            let before = self.jobs.len();
             self.jobs.retain(|job| !is_dead(job));
-            if self.jobs.len() == before {
+            if self.jobs.len() == LENGTH {
                 assert_eq!(pushed, Err(Refused::Full));
                 return;
             }
@@ -159,7 +158,7 @@ impl QueuePair {
         assert_eq!(pushed, Ok(self.wake_one()));
     }
 
-    /// Few jobs wake nobody while a thread is in its turn: it has to take them.
+    // Few jobs wake nobody while a thread is in its turn: it has to take them.
     fn turn(&mut self, thread: u64, jobs: usize) {
         self.rise(thread);
         self.queue.begin_turn(thread);
@@ -203,9 +202,9 @@ impl QueuePair {
     fn leave_to_idle(&mut self, thread: u64) {
         self.rise(thread);
         let waker = Waker::from(Arc::clone(&self.wakers[usize::try_from(thread).unwrap()]));
-        let idle = self.idle.pop();
-        assert_eq!(self.queue.leave_to_idle(thread, &waker), idle.is_some());
-        if let Some(idle) = idle {
+        let has_idle = !self.idle.is_empty();
+        assert_eq!(self.queue.leave_to_idle(thread, &waker), has_idle);
+        if let Some(idle) = self.idle.pop() {
             self.woken[usize::try_from(idle).unwrap()] += 1;
             self.coming.push(idle);
             self.occupied.push(thread);
@@ -525,9 +524,7 @@ fn under_contention_no_job_is_left_behind() {
     pool.close(Instant::now() + SOON).unwrap();
 }
 
-/// What a thread in its turn takes.
-const JOBS_PER_TURN: usize = 4;
-
+const JOBS_PER_TURN: usize = 4; // that a thread takes
 const THREADS: u64 = 4;
 const LENGTH: usize = 5;
 const SOON: Duration = Duration::from_secs(20);

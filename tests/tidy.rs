@@ -29,16 +29,21 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ("drain", &[], "pure: facts in, orders out"),
     ("said", &[], "text of errors and panics, whoever met them"),
     ("awaited", &[], "a word left by who is waited for, found by who waits"),
+    ("wakes", &[], "wakes that are held for a batch, by whoever makes many of them"),
     ("cleanup", &["said"], "pure: which hooks run and until when; threads are the server's"),
     ("ledger", &[], "plain counters that every layer writes or reads"),
     ("metrics", &[], "is told facts and gives them names"),
     ("signals", &[], "knows signals, not what they lead to"),
     ("logging", &[], "the library must work with any logger; this one is the binary's"),
     ("os", &[], "system calls, none of our ideas"),
-    ("reactor", &["os"], "readiness, time and wakes; a socket asks the system for its queue"),
+    (
+        "reactor",
+        &["os", "wakes"],
+        "readiness, time and wakes; a socket asks the system for its queue",
+    ),
     (
         "pool",
-        &["awaited", "said"],
+        &["awaited", "said", "wakes"],
         "threads and tickets for any executor; a server sees it from outside",
     ),
     (

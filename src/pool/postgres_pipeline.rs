@@ -379,7 +379,7 @@ impl Line {
         let (in_flight, statements) = (&mut self.in_flight, &self.statements);
         let mut count = 0;
         // Those who wait for them are woken when all are there.
-        wakes::hold(|| {
+        wakes::hold(Waker::noop(), || {
             while !statements.is_spoilt()
                 && let Poll::Ready(Some(())) = in_flight.poll_next_unpin(&mut cx)
             {

@@ -182,7 +182,6 @@ impl<T> Ticket<T> {
     pub fn wait(self) -> Result<T, DatabaseError> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut ticket = pin!(self);
-        wakes::release();
         loop {
             if let Poll::Ready(result) = ticket.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return result;
@@ -217,7 +216,10 @@ impl<T> Future for Ticket<T> {
             drop(state);
             // With nothing locked: it may run foreign code.
             drop(before);
+        } else {
+            drop(state);
         }
+        wakes::waits(cx.waker());
         Poll::Pending
     }
 }

@@ -22,6 +22,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Remote, remote};
@@ -87,6 +88,8 @@ pub struct Reactor {
     poll: mio::Poll,
     events: mio::Events,
     remote: Arc<Remote>,
+    /// As those of its tasks.
+    sample: Waker,
     /// `now` of the current turn.
     now: Instant,
 }
@@ -102,6 +105,7 @@ impl Reactor {
         Ok(Reactor {
             poll,
             events: mio::Events::with_capacity(EVENTS_PER_TURN),
+            sample: task::waker(Key::from_mio(REMOTE), Arc::clone(&remote)),
             remote,
             now: clock(),
         })
@@ -185,7 +189,7 @@ impl Reactor {
         }
         task::drain_woken(|key| host.woken(key));
         // 8
-        wakes::hold(|| host.work(self.now));
+        wakes::hold(&self.sample, || host.work(self.now));
         // 9
         host.finish(self.now, clock().saturating_duration_since(self.now));
         Ok(())

@@ -11,6 +11,8 @@ mod support;
 
 mod serve;
 
+#[cfg(feature = "sqlite")]
+mod blocked;
 mod handlers;
 
 mod messages;

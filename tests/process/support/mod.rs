@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-pub use crate::services::{SOON, say, until};
+#[allow(unused_imports, reason = "not every set of tests has something to say")]
+pub use crate::services::say;
+pub use crate::services::{SOON, until};
 
 /// What a promise about time is given on top.
 pub const SLACK: Duration = Duration::from_millis(500);
