@@ -182,6 +182,8 @@ impl Contender {
             Kind::Ebbtide => {
                 env.push(("LISTEN", address));
                 env.push(("WORKERS", workers));
+                // As many as the machine has descriptors for, and not half of that.
+                env.push(("MAX_CONNECTIONS", "1000000".to_owned()));
                 env.push(("ADMIN_LISTEN", "127.0.0.1:0".to_owned()));
                 // No other one has a database.
                 env.push(("DATABASE_URL", "off".to_owned()));
