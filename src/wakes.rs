@@ -60,6 +60,12 @@ pub(crate) fn late(waker: Waker) {
     }
 }
 
+/// Whether this thread holds wakes.
+pub(crate) fn are_held() -> bool {
+    HELD.try_with(|held| held.borrow().as_ref().is_some_and(|held| !held.wakers.is_empty()))
+        .unwrap_or(false)
+}
+
 /// Makes the wakes that are held so far: there is enough to do for those who are woken, or the
 /// caller is going to wait for them.
 pub(crate) fn release() {

@@ -18,6 +18,7 @@ use super::slot::{Care, Health, Slot};
 use super::tally::Tally;
 use super::ticket::{Cell, Desk, Entry, Facts, Stage, Ticket};
 use super::watch::{Bell, Look};
+use crate::wakes;
 
 /// How much a pool takes and how long it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,9 +141,10 @@ impl<J: Waiting> Core<J> {
         let ticket = cell.ticket(Arc::clone(self) as Arc<dyn Desk>);
         let is_dead = |job: &J| job.entry().stage() == Stage::Abandoned;
         match self.queue.push(make(cell), is_dead) {
-            Ok(true) => self.refuse_rest(),
-            // It waits: somebody must see to it that it does not wait for ever.
-            Ok(false) => {
+            Ok(true) if !wakes::are_held() => self.refuse_rest(),
+            // It waits: somebody must see to it that it does not wait for ever, be it that this
+            // very thread blocks before it makes the wake that it holds.
+            Ok(_) => {
                 self.bell.ring_by(now + self.limits.queue_timeout);
                 self.refuse_rest();
             }

@@ -29,7 +29,13 @@ impl Remote {
     }
 
     /// Has the task behind `key` run in the reactor's next turn.
-    pub fn wake_task(self: &Arc<Self>, key: Key) {
+    pub fn wake_task(&self, key: Key) {
+        self.woken.push(key);
+        self.ring();
+    }
+
+    /// As [`wake_task`](Remote::wake_task), at the end of the calling thread's batch.
+    pub fn wake_task_late(self: &Arc<Self>, key: Key) {
         self.woken.push(key);
         wakes::late(Waker::from(Arc::clone(self)));
     }

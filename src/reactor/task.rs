@@ -139,8 +139,11 @@ impl Wake for TaskWaker {
             }
             here
         });
-        if pushed != Some(true) {
-            self.remote.wake_task(self.key);
+        match pushed {
+            Some(true) => {}
+            // From another reactor at once: its code may be about to wait for this task.
+            Some(false) => self.remote.wake_task(self.key),
+            None => self.remote.wake_task_late(self.key),
         }
     }
 }
