@@ -44,3 +44,21 @@ fn a_handler_that_blocks_on_its_database_holds_up_nobody_but_its_worker() {
     assert!(now() - began < SLACK, "the job began while its handler blocked");
     served.stop();
 }
+
+/// The wake of the job's thread is held until the handler is done, which waits for the job.
+#[test]
+fn a_handler_that_blocks_on_its_database_by_way_of_a_thread_hears_in_time_that_it_can_not() {
+    let address = SqliteAddress::parse("sqlite::memory:").unwrap();
+    let database = Sqlite::start(&address, &SqliteOptions::default()).unwrap();
+    let asking = database.clone();
+    let ask = move |_: Request| {
+        let ticket = asking.records("SELECT 6 * 7", vec![]);
+        let waiting = thread::spawn(move || ticket.wait());
+        format!("{:?}", waiting.join().unwrap().err())
+    };
+    let served = Served::with(options(), Router::new().route("/ask", get(ask)));
+    let began = now();
+    served.client().get("/ask").expect(200, "Some(Busy)");
+    assert!(now() - began < 2 * SqliteOptions::default().queue_timeout + SLACK);
+    served.stop();
+}
