@@ -4,30 +4,26 @@
 //! was woken for, and sleeps again. Whoever makes work for others piece by piece therefore holds
 //! its wakes until all of it is there: they wake once, for many.
 
-use std::cell::RefCell;
-use std::task::Waker;
+use std::cell::{Cell, RefCell};
+use std::ptr;
+use std::task::{RawWakerVTable, Waker};
 
 thread_local! {
-    /// `Some` while this thread holds its wakes.
-    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
-}
-
-struct Held {
-    /// Each sleeper is in it once.
-    wakers: Vec<Waker>,
-    /// A waker of those whose tasks the batch polls.
-    own: Waker,
+    /// `Some` while this thread holds its wakes: what the wakers of those have in common whose
+    /// tasks the batch polls.
+    static OWN: Cell<Option<&'static RawWakerVTable>> = const { Cell::new(None) };
+    /// The wakes that are held, each sleeper once; empty while none are to be.
+    static HELD: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Does `work`. Wakes that it leaves to [`late`] come when it is over, also when it panics. `own`
 /// is a waker of the kind that the batch polls its tasks with; see [`waits`].
 pub(crate) fn hold<R>(own: &Waker, work: impl FnOnce() -> R) -> R {
-    let is_outermost = HELD.with_borrow_mut(|held| {
-        let is_outermost = held.is_none();
-        held.get_or_insert_with(|| Held { wakers: Vec::new(), own: own.clone() });
-        is_outermost
+    let is_outermost = OWN.get().is_none();
+    let _end = is_outermost.then(|| {
+        OWN.set(Some(own.vtable()));
+        End
     });
-    let _end = is_outermost.then(|| End);
     work()
 }
 
@@ -36,51 +32,43 @@ struct End;
 
 impl Drop for End {
     fn drop(&mut self) {
-        let held = HELD.with_borrow_mut(Option::take);
-        held.into_iter().flat_map(|held| held.wakers).for_each(Waker::wake);
+        OWN.set(None);
+        release();
     }
 }
 
 /// Wakes at the end of the batch, or at once when there is none.
 pub(crate) fn late(waker: Waker) {
-    let mut now = Some(waker);
     // At the thread's end there is no batch any more.
-    HELD.try_with(|held| {
-        if let Ok(mut held) = held.try_borrow_mut()
-            && let Some(held) = &mut *held
-            && let Some(waker) = now.take()
-            && !held.wakers.iter().any(|other| other.will_wake(&waker))
-        {
-            held.wakers.push(waker);
-        }
-    })
-    .unwrap_or_default();
-    if let Some(waker) = now {
-        waker.wake();
+    if OWN.try_with(Cell::get).ok().flatten().is_none() {
+        return waker.wake();
     }
+    HELD.with_borrow_mut(|held| {
+        if !held.iter().any(|other| other.will_wake(&waker)) {
+            held.push(waker);
+        }
+    });
 }
 
 /// Whether this thread holds wakes.
 pub(crate) fn are_held() -> bool {
-    HELD.try_with(|held| held.borrow().as_ref().is_some_and(|held| !held.wakers.is_empty()))
-        .unwrap_or(false)
+    HELD.try_with(|held| !held.borrow().is_empty()).unwrap_or(false)
 }
 
 /// Makes the wakes that are held so far: there is enough to do for those who are woken, or the
 /// caller is going to wait for them.
 pub(crate) fn release() {
-    let take = |held: &mut Held| std::mem::take(&mut held.wakers);
-    let held = HELD.try_with(|held| held.borrow_mut().as_mut().map(take));
-    held.ok().flatten().into_iter().flatten().for_each(Waker::wake);
+    if are_held() {
+        // Taken out first: a wake runs foreign code.
+        HELD.take().into_iter().for_each(Waker::wake);
+    }
 }
 
 /// Something that waits for those who are woken is polled with `waker`. Unless that is one of the
 /// batch's own tasks, which gives its thread back to wait, this thread may be about to block.
 pub(crate) fn waits(waker: &Waker) {
-    let gives_back = HELD.try_with(|held| {
-        held.borrow().as_ref().is_none_or(|held| std::ptr::eq(held.own.vtable(), waker.vtable()))
-    });
-    if gives_back == Ok(false) {
+    let own = OWN.try_with(Cell::get).ok().flatten();
+    if own.is_some_and(|own| !ptr::eq(own, waker.vtable())) {
         release();
     }
 }
