@@ -21,13 +21,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::SegQueue;
 
 use crate::wakes;
 
 /// See the module's essay.
 pub struct Queue<J> {
-    jobs: ArrayQueue<J>,
+    /// Takes memory as jobs come: most queues are never full.
+    jobs: SegQueue<J>,
+    /// Jobs in it, or about to be: what its bound is about.
+    length: AtomicUsize,
+    length_max: usize,
     sleepers: Mutex<Sleepers>,
     /// Jobs in it that nobody waits for any more.
     dead: AtomicUsize,
@@ -76,12 +80,11 @@ pub enum Refused {
 
 impl<J> Queue<J> {
     /// A thread of its takes `jobs_per_turn` at least, if so many are there.
-    ///
-    /// # Panics
-    /// When `length_max` is 0.
     pub fn new(length_max: usize, jobs_per_turn: usize) -> Queue<J> {
         Queue {
-            jobs: ArrayQueue::new(length_max),
+            jobs: SegQueue::new(),
+            length: AtomicUsize::new(0),
+            length_max,
             sleepers: Mutex::default(),
             dead: AtomicUsize::new(0),
             pushed: AtomicU64::new(0),
@@ -100,24 +103,38 @@ impl<J> Queue<J> {
         if self.is_closed() {
             return Err((Refused::Closed, job));
         }
-        if let Err(job) = self.jobs.push(job) {
+        if !self.has_made_room() {
             if self.dead.load(Ordering::Relaxed) == 0 {
                 return Err((Refused::Full, job));
             }
             for left_over in self.sweep(is_dead) {
                 drop(left_over);
             }
-            self.jobs.push(job).map_err(|job| (Refused::Full, job))?;
+            if !self.has_made_room() {
+                return Err((Refused::Full, job));
+            }
         }
+        self.jobs.push(job);
         self.pushed.fetch_add(1, Ordering::Relaxed);
         Ok(self.wake_one())
+    }
+
+    /// Whether there was room for another job, which is its caller's.
+    fn has_made_room(&self) -> bool {
+        let more = |length| (length < self.length_max).then_some(length + 1);
+        self.length.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     /// The oldest job.
     pub fn pop(&self) -> Option<J> {
         let job = self.jobs.pop()?;
-        self.popped.fetch_add(1, Ordering::Relaxed);
+        self.note_popped();
         Some(job)
+    }
+
+    fn note_popped(&self) {
+        self.length.fetch_sub(1, Ordering::Relaxed);
+        self.popped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The caller goes to sleep: false when there is a job after all. `waker` is called when it is
@@ -181,7 +198,7 @@ impl<J> Queue<J> {
         let (waker, is_first) = {
             let mut sleepers = self.sleepers();
             let awake = sleepers.turning + sleepers.coming.len();
-            if self.jobs.len() <= awake * self.jobs_per_turn {
+            if self.length.load(Ordering::Relaxed) <= awake * self.jobs_per_turn {
                 return awake > 0;
             }
             let Sleepers { ready, idle, occupied, .. } = &mut *sleepers;
@@ -215,19 +232,17 @@ impl<J> Queue<J> {
         self.dead.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes out the jobs that `is_over`. Those that stay keep their order among themselves. The
-    /// answer may have a job that is not over, when others took its place meanwhile.
+    /// Takes out the jobs that `is_over`. Those that stay keep their order among themselves.
     pub fn sweep(&self, is_over: impl Fn(&J) -> bool) -> Vec<J> {
         self.dead.store(0, Ordering::Relaxed);
         let mut out = Vec::new();
-        for _ in 0..self.jobs.len() {
+        for _ in 0..self.length.load(Ordering::Relaxed) {
             let Some(job) = self.jobs.pop() else { break };
             if is_over(&job) {
-                self.popped.fetch_add(1, Ordering::Relaxed);
+                self.note_popped();
                 out.push(job);
-            } else if let Err(job) = self.jobs.push(job) {
-                self.popped.fetch_add(1, Ordering::Relaxed);
-                out.push(job);
+            } else {
+                self.jobs.push(job);
             }
         }
         // A thread may have found it empty for a moment, and gone to sleep.
@@ -255,7 +270,7 @@ impl<J> Queue<J> {
 
     /// Jobs that somebody waits for.
     pub fn len(&self) -> usize {
-        self.jobs.len().saturating_sub(self.dead.load(Ordering::Relaxed))
+        self.length.load(Ordering::Relaxed).saturating_sub(self.dead.load(Ordering::Relaxed))
     }
 
     /// Jobs that went in, and that came out, so far.
