@@ -43,7 +43,7 @@ const IMPORTS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "pool",
-        &["awaited", "said", "wakes"],
+        &["awaited", "os", "said", "wakes"],
         "threads and tickets for any executor; a server sees it from outside",
     ),
     (

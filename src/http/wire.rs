@@ -33,7 +33,9 @@ impl Loan {
     /// Buffers that fit heads of `head_bytes_max`.
     pub fn new(head_bytes_max: usize) -> Loan {
         let size = INPUT_BYTES_MIN.max(head_bytes_max + INPUT_BYTES_MIN / 2);
-        Loan { input: vec![0; size], output: Vec::with_capacity(OUT_BYTES_MAX) }
+        let mut input = vec![0; size.max(MAPPED_BYTES_MIN)];
+        input.truncate(size);
+        Loan { input, output: Vec::with_capacity(OUT_BYTES_MAX) }
     }
 
     /// Space to read into when nothing has to be kept.
@@ -582,3 +584,7 @@ fn status_line_end(output: &[u8]) -> Option<usize> {
 
 /// The least size of a worker's input buffer. hyper is handed at most this much at once.
 const INPUT_BYTES_MIN: usize = 64 * 1024;
+
+/// What glibc's malloc asks the kernel for on its own (`M_MMAP_THRESHOLD`): its zeroes cost nothing
+/// before they are used. Of a smaller block of a worker's heap each page is written at once.
+const MAPPED_BYTES_MIN: usize = 128 * 1024;

@@ -27,6 +27,7 @@ use super::sqlite_waits::{Turns, Waits, be_patient};
 use super::threads::Pool;
 use super::ticket::Ticket;
 use super::value::{Record, Value};
+use crate::os;
 
 /// Where a database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,6 +347,9 @@ impl Resource for Embedded {
                 // Another process that starts at the same time waits at BEGIN IMMEDIATE.
                 prepare(&mut connection, schema).map_err(|error| reason(&error))?;
                 settings.is_prepared.store(true, Ordering::Release);
+                // The tables' making took as much memory again as a small server has in all of its
+                // heaps.
+                os::trim_memory();
             }
         }
         Ok(Embedded { connection, waits })
