@@ -71,7 +71,7 @@ fn queue(criterion: &mut Criterion) {
     criterion.bench_function("queue: push and pop with a sleeper", |bencher| {
         bencher.iter(|| {
             assert!(queue.lie_down(1, Sleep::Idle, Waker::noop()));
-            queue.push(black_box(7), |_| false).expect("there is room");
+            queue.push(Box::new(black_box(7)), |_| false).expect("there is room");
             queue.pop()
         });
     });

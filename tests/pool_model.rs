@@ -138,7 +138,7 @@ impl QueuePair {
     fn push(&mut self) {
         let job = (self.next, Flag::default());
         self.next += 1;
-        let pushed = self.queue.push(job.clone(), is_dead).map_err(|(refused, _)| refused);
+        let pushed = self.queue.push(Box::new(job.clone()), is_dead).map_err(|it| it.0);
         if self.is_closed {
             assert_eq!(pushed, Err(Refused::Closed));
             return;
@@ -166,7 +166,7 @@ impl QueuePair {
             for _ in 0..jobs {
                 let job = (self.next, Flag::default());
                 self.next += 1;
-                assert_eq!(self.queue.push(job.clone(), is_dead).map_err(|it| it.0), Ok(true));
+                assert!(self.queue.push(Box::new(job.clone()), is_dead).is_ok_and(|wakes| wakes));
                 self.jobs.push_back(job);
             }
         }

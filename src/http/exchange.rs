@@ -8,7 +8,7 @@ use http::Method;
 
 use super::hold;
 use super::message::Route;
-use super::watch::{RequestInfo, Watch, WatchKey};
+use super::watch::{RequestInfo, Watch, WatchKey, refill};
 use crate::ledger::RequestOutcome;
 use crate::reactor::socket::Peer;
 
@@ -70,7 +70,9 @@ impl Exchange {
     /// Lists it for other threads, or says there what it waits for now.
     pub fn waits(&mut self, what: &'static str, watch: &Watch, peer: Peer) {
         match self.watched {
-            None => self.watched = Some(watch.waits(self.info(peer), what)),
+            None => {
+                self.watched = Some(watch.waits(|info| self.tell(info, peer), what));
+            }
             Some(key) if self.waited_for != what => watch.waits_for(key, what),
             Some(_) => {}
         }
@@ -84,13 +86,17 @@ impl Exchange {
 
     /// What is told of it.
     pub fn info(&self, peer: Peer) -> RequestInfo {
-        RequestInfo {
-            method: self.method.to_string(),
-            path: self.path.clone(),
-            peer,
-            route: self.route.as_ref().map(|route| route.template.clone()).unwrap_or_default(),
-            begun: Some(self.begun),
-        }
+        let mut info = RequestInfo::default();
+        self.tell(&mut info, peer);
+        info
+    }
+
+    fn tell(&self, info: &mut RequestInfo, peer: Peer) {
+        refill(&mut info.method, self.method.as_str());
+        refill(&mut info.path, &self.path);
+        info.peer = peer;
+        refill(&mut info.route, self.route.as_ref().map_or("", |route| &route.template));
+        info.begun = Some(self.begun);
     }
 
     /// Its line of the access log.

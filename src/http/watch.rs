@@ -5,6 +5,7 @@
 //! request that is answered on the spot costs one uncontended lock; only one that waits is listed.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub struct Watch {
     is_running: AtomicBool,
     called: Mutex<Called>,
     next_key: AtomicU64,
-    waiting: Mutex<HashMap<WatchKey, WaitingRequest>>,
+    waiting: Mutex<Waiting>,
     lost: Mutex<Lost>,
     /// The slowest that came to their end by themselves, slowest first; at most
     /// [`SLOWEST_MAX`].
@@ -31,6 +32,35 @@ pub struct Watch {
 /// Names a waiting request within its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WatchKey(u64);
+
+/// The requests that wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    listed: HashMap<WatchKey, WaitingRequest, BuildHasherDefault<KeyHasher>>,
+    /// Of requests that are over, kept for the capacity of their strings; at most [`SPARE_MAX`].
+    spare: Vec<WaitingRequest>,
+}
+
+/// Spreads keys that count up, and that no client chooses.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        // 2^64 divided by the golden ratio: Knuth's multiplicative hashing.
+        self.0 = (self.0 ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
 
 /// The request whose handler was called last. The strings are kept for their capacity.
 #[derive(Debug, Default)]
@@ -58,7 +88,7 @@ pub struct RequestInfo {
 }
 
 /// A request that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WaitingRequest {
     /// Which request it is.
     pub info: RequestInfo,
@@ -112,23 +142,32 @@ impl Watch {
         self.is_running.store(false, Ordering::Release);
     }
 
-    /// Lists a request that waits.
-    pub fn waits(&self, info: RequestInfo, waits_for: &'static str) -> WatchKey {
+    /// Lists a request that waits, which `tell` makes known.
+    pub fn waits(&self, tell: impl FnOnce(&mut RequestInfo), waits_for: &'static str) -> WatchKey {
         let key = WatchKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        lock(&self.waiting).insert(key, WaitingRequest { info, waits_for });
+        let mut waiting = lock(&self.waiting);
+        let mut request = waiting.spare.pop().unwrap_or_default();
+        tell(&mut request.info);
+        request.waits_for = waits_for;
+        waiting.listed.insert(key, request);
         key
     }
 
     /// A listed request waits for something else now.
     pub fn waits_for(&self, key: WatchKey, what: &'static str) {
-        if let Some(request) = lock(&self.waiting).get_mut(&key) {
+        if let Some(request) = lock(&self.waiting).listed.get_mut(&key) {
             request.waits_for = what;
         }
     }
 
     /// A listed request came to its end.
     pub fn ended(&self, key: WatchKey) {
-        lock(&self.waiting).remove(&key);
+        let mut waiting = lock(&self.waiting);
+        if let Some(request) = waiting.listed.remove(&key)
+            && waiting.spare.len() < SPARE_MAX
+        {
+            waiting.spare.push(request);
+        }
     }
 
     /// Remembers a request that was refused or cut.
@@ -163,7 +202,7 @@ impl Watch {
 
     /// All requests that wait, oldest first.
     pub fn waiting(&self) -> Vec<WaitingRequest> {
-        let mut all: Vec<WaitingRequest> = lock(&self.waiting).values().cloned().collect();
+        let mut all: Vec<WaitingRequest> = lock(&self.waiting).listed.values().cloned().collect();
         all.sort_by_key(|request| request.info.begun);
         all
     }
@@ -195,13 +234,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refill(buffer: &mut String, text: &str) {
+/// Puts `text` in the place of what is in `buffer`.
+pub fn refill(buffer: &mut String, text: &str) {
     buffer.clear();
     buffer.push_str(text);
 }
 
 /// Slow requests that a report names.
 pub const SLOWEST_MAX: usize = 10;
+
+/// As many as mostly wait at once; a crowd's memory is given back.
+const SPARE_MAX: usize = 64;
 
 /// Refused and cut requests that a report names one by one; the rest is only counted.
 const LOST_NAMED_MAX: usize = 1000;

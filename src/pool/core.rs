@@ -140,7 +140,7 @@ impl<J: Waiting> Core<J> {
         let cell = Cell::new(statement, now, now + self.limits.job_timeout);
         let ticket = cell.ticket(Arc::clone(self) as Arc<dyn Desk>);
         let is_dead = |job: &J| job.entry().stage() == Stage::Abandoned;
-        match self.queue.push(make(cell), is_dead) {
+        match self.queue.push(Box::new(make(cell)), is_dead) {
             Ok(true) if !wakes::are_held() => self.refuse_rest(),
             // It waits: somebody must see to it that it does not wait for ever, be it that this
             // very thread blocks before it makes the wake that it holds.

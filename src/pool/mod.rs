@@ -10,6 +10,7 @@
 //! | `core`, `watch` | what every pool has, and the thread that keeps its promises of time |
 //! | `threads`, `resource` | threads that own something that blocks, behind a trait of four methods |
 //! | `postgres*`, `sqlite*`, `redis` | what they own |
+//! | `in_flight`, `pace` | what a connection that pipelines has on its way, and how fast it goes |
 //! | `pooled` | a pool as the server around it sees it |
 //!
 //! # Invariants
@@ -31,6 +32,8 @@ mod clock;
 mod core;
 mod database;
 mod error;
+#[cfg(feature = "postgres")]
+mod in_flight;
 #[cfg(feature = "postgres")]
 mod pace;
 mod pooled;

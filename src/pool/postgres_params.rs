@@ -12,27 +12,58 @@ use super::value::{Record, Value};
 
 /// The parameters of a statement, `$1` first. Make them with [`params!`](crate::params).
 #[derive(Default)]
-pub struct Params(pub(super) Vec<Box<dyn ToSql + Send + Sync>>);
+pub struct Params(Kept);
+
+/// Values are kept as they are, without a box for each.
+enum Kept {
+    Values(Vec<Value>),
+    Any(Vec<Box<dyn ToSql + Send + Sync>>),
+}
+
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept::Any(Vec::new())
+    }
+}
 
 impl Params {
     /// Adds one.
     #[must_use]
-    pub fn and(mut self, value: impl ToSql + Send + Sync + 'static) -> Params {
-        self.0.push(Box::new(value));
-        self
+    pub fn and(self, value: impl ToSql + Send + Sync + 'static) -> Params {
+        let mut all = match self.0 {
+            Kept::Any(all) => all,
+            Kept::Values(values) => values.into_iter().map(|value| Box::new(value) as _).collect(),
+        };
+        all.push(Box::new(value));
+        Params(Kept::Any(all))
+    }
+
+    fn len(&self) -> usize {
+        match &self.0 {
+            Kept::Values(values) => values.len(),
+            Kept::Any(all) => all.len(),
+        }
+    }
+
+    /// In their order.
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &(dyn ToSql + Sync)> {
+        (0..self.len()).map(|at| match &self.0 {
+            Kept::Values(values) => &values[at] as &(dyn ToSql + Sync),
+            Kept::Any(all) => &*all[at],
+        })
     }
 }
 
 impl From<Vec<Value>> for Params {
     fn from(values: Vec<Value>) -> Params {
-        values.into_iter().fold(Params::default(), Params::and)
+        Params(Kept::Values(values))
     }
 }
 
 impl fmt::Debug for Params {
     /// Without the values: they may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Params({})", self.0.len())
+        write!(f, "Params({})", self.len())
     }
 }
 

@@ -29,8 +29,6 @@ use std::task::{Context, Poll, Waker};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::runtime;
 use tokio::time::{self, Sleep as Timer};
 use tokio_postgres::{Client, Error, Row};
@@ -39,6 +37,7 @@ use super::backoff::Backoff;
 use super::clock;
 use super::core::{Core, HasCore, PoolLimits, Waiting};
 use super::error::DatabaseError;
+use super::in_flight::InFlight;
 use super::pace::Pace;
 use super::pooled::JobOutcome;
 use super::postgres_address::PostgresAddress;
@@ -251,7 +250,7 @@ struct Line {
     client: Arc<Client>,
     tls: Tls,
     statements: Arc<Statements>,
-    in_flight: FuturesUnordered<InFlight>,
+    in_flight: InFlight,
     /// Rings at `alarm_at`, when something may be due for a statement in flight.
     alarm: Pin<Box<Timer>>,
     alarm_at: Option<Instant>,
@@ -260,8 +259,6 @@ struct Line {
     cancel: CancelState,
     pace: Pace,
 }
-
-type InFlight = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What became of cancelling the backend.
 enum CancelState {
@@ -290,7 +287,7 @@ impl Line {
             client: Arc::new(client),
             tls,
             statements: Arc::default(),
-            in_flight: FuturesUnordered::new(),
+            in_flight: InFlight::default(),
             alarm: Box::pin(time::sleep(Duration::ZERO)),
             alarm_at: None,
             unwanted: None,
@@ -380,9 +377,7 @@ impl Line {
         let mut count = 0;
         // Those who wait for them are woken when all are there.
         wakes::hold(Waker::noop(), || {
-            while !statements.is_spoilt()
-                && let Poll::Ready(Some(())) = in_flight.poll_next_unpin(&mut cx)
-            {
+            while !statements.is_spoilt() && in_flight.poll_next(&mut cx) {
                 count += 1;
             }
         });
@@ -434,7 +429,7 @@ impl Line {
         self.accepts(now) && (self.has_room(now) || !self.core.queue.has_idle())
     }
 
-    fn begin(&mut self, job: Job, now: Instant) -> bool {
+    fn begin(&mut self, job: Box<Job>, now: Instant) -> bool {
         if self.in_flight.is_empty() {
             self.pace.begins(now);
         }
@@ -447,8 +442,8 @@ impl Line {
         self.core.tally.waited(now.saturating_duration_since(submitted));
         let (core, slot) = (Arc::clone(&self.core), Arc::clone(&self.slot));
         let (client, statements) = (Arc::clone(&self.client), Arc::clone(&self.statements));
-        self.in_flight.push(Box::pin(async move {
-            let Job { entry, statement, params, finish } = job;
+        self.in_flight.push(async move {
+            let Job { entry, statement, params, finish } = *job;
             let rows = statements.query(&client, statement, &params).await;
             core.tally.ran(clock::now().saturating_duration_since(now));
             slot.end(&entry);
@@ -456,7 +451,7 @@ impl Line {
             if is_first {
                 core.tally.count(outcome);
             }
-        }));
+        });
         true
     }
 

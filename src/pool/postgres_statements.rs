@@ -6,10 +6,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryStreamExt};
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
 use super::error::DatabaseError;
@@ -66,9 +65,10 @@ impl Statements {
             }
             cell.get_or_try_init(|| client.prepare(&text)).await?
         };
-        let params: Vec<&(dyn ToSql + Sync)> =
-            params.0.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
-        let rows = client.query(statement, &params).await;
+        let rows = match client.query_raw(statement, params.iter()).await {
+            Ok(rows) => rows.try_collect().await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &rows
             && error.code().is_some_and(|code| STALE.contains(code))
         {

@@ -21,17 +21,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use crossbeam_queue::SegQueue;
+use crossbeam_queue::ArrayQueue;
 
 use crate::wakes;
 
 /// See the module's essay.
 pub struct Queue<J> {
-    /// Takes memory as jobs come: most queues are never full.
-    jobs: SegQueue<J>,
-    /// Jobs in it, or about to be: what its bound is about.
-    length: AtomicUsize,
-    length_max: usize,
+    /// In boxes: room for a job that mostly never comes is a pointer's.
+    jobs: ArrayQueue<Box<J>>,
     sleepers: Mutex<Sleepers>,
     /// Jobs in it that nobody waits for any more.
     dead: AtomicUsize,
@@ -80,11 +77,12 @@ pub enum Refused {
 
 impl<J> Queue<J> {
     /// A thread of its takes `jobs_per_turn` at least, if so many are there.
+    ///
+    /// # Panics
+    /// When `length_max` is 0.
     pub fn new(length_max: usize, jobs_per_turn: usize) -> Queue<J> {
         Queue {
-            jobs: SegQueue::new(),
-            length: AtomicUsize::new(0),
-            length_max,
+            jobs: ArrayQueue::new(length_max),
             sleepers: Mutex::default(),
             dead: AtomicUsize::new(0),
             pushed: AtomicU64::new(0),
@@ -99,42 +97,32 @@ impl<J> Queue<J> {
     ///
     /// # Errors
     /// The job, when there is no room or the queue was closed.
-    pub fn push(&self, job: J, is_dead: impl Fn(&J) -> bool) -> Result<bool, (Refused, J)> {
+    pub fn push(
+        &self,
+        job: Box<J>,
+        is_dead: impl Fn(&J) -> bool,
+    ) -> Result<bool, (Refused, Box<J>)> {
         if self.is_closed() {
             return Err((Refused::Closed, job));
         }
-        if !self.has_made_room() {
+        if let Err(job) = self.jobs.push(job) {
             if self.dead.load(Ordering::Relaxed) == 0 {
                 return Err((Refused::Full, job));
             }
             for left_over in self.sweep(is_dead) {
                 drop(left_over);
             }
-            if !self.has_made_room() {
-                return Err((Refused::Full, job));
-            }
+            self.jobs.push(job).map_err(|job| (Refused::Full, job))?;
         }
-        self.jobs.push(job);
         self.pushed.fetch_add(1, Ordering::Relaxed);
         Ok(self.wake_one())
     }
 
-    /// Whether there was room for another job, which is its caller's.
-    fn has_made_room(&self) -> bool {
-        let more = |length| (length < self.length_max).then_some(length + 1);
-        self.length.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
-    }
-
     /// The oldest job.
-    pub fn pop(&self) -> Option<J> {
+    pub fn pop(&self) -> Option<Box<J>> {
         let job = self.jobs.pop()?;
-        self.note_popped();
-        Some(job)
-    }
-
-    fn note_popped(&self) {
-        self.length.fetch_sub(1, Ordering::Relaxed);
         self.popped.fetch_add(1, Ordering::Relaxed);
+        Some(job)
     }
 
     /// The caller goes to sleep: false when there is a job after all. `waker` is called when it is
@@ -198,7 +186,7 @@ impl<J> Queue<J> {
         let (waker, is_first) = {
             let mut sleepers = self.sleepers();
             let awake = sleepers.turning + sleepers.coming.len();
-            if self.length.load(Ordering::Relaxed) <= awake * self.jobs_per_turn {
+            if self.jobs.len() <= awake * self.jobs_per_turn {
                 return awake > 0;
             }
             let Sleepers { ready, idle, occupied, .. } = &mut *sleepers;
@@ -232,17 +220,19 @@ impl<J> Queue<J> {
         self.dead.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes out the jobs that `is_over`. Those that stay keep their order among themselves.
-    pub fn sweep(&self, is_over: impl Fn(&J) -> bool) -> Vec<J> {
+    /// Takes out the jobs that `is_over`. Those that stay keep their order among themselves. The
+    /// answer may have a job that is not over, when others took its place meanwhile.
+    pub fn sweep(&self, is_over: impl Fn(&J) -> bool) -> Vec<Box<J>> {
         self.dead.store(0, Ordering::Relaxed);
         let mut out = Vec::new();
-        for _ in 0..self.length.load(Ordering::Relaxed) {
+        for _ in 0..self.jobs.len() {
             let Some(job) = self.jobs.pop() else { break };
             if is_over(&job) {
-                self.note_popped();
+                self.popped.fetch_add(1, Ordering::Relaxed);
                 out.push(job);
-            } else {
-                self.jobs.push(job);
+            } else if let Err(job) = self.jobs.push(job) {
+                self.popped.fetch_add(1, Ordering::Relaxed);
+                out.push(job);
             }
         }
         // A thread may have found it empty for a moment, and gone to sleep.
@@ -270,7 +260,7 @@ impl<J> Queue<J> {
 
     /// Jobs that somebody waits for.
     pub fn len(&self) -> usize {
-        self.length.load(Ordering::Relaxed).saturating_sub(self.dead.load(Ordering::Relaxed))
+        self.jobs.len().saturating_sub(self.dead.load(Ordering::Relaxed))
     }
 
     /// Jobs that went in, and that came out, so far.

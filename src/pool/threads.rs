@@ -308,7 +308,7 @@ impl<R: Resource> Runner<R> {
                 break End::Over;
             }
             if let Some(job) = self.shared.core.queue.pop() {
-                let after = self.work(job, resource);
+                let after = self.work(*job, resource);
                 if after.is_none_or(|after| !resource.is_usable(after)) {
                     break if self.slot.is_given_up() { End::Over } else { End::Unusable };
                 }

@@ -3,7 +3,6 @@
 //! Made on one thread, asked and awaited on any: handlers await it, jobs on other threads look at
 //! it between two steps. It fires once and stays fired.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
 use std::pin::{Pin, pin};
@@ -27,10 +26,46 @@ struct Inner {
     waiting: Mutex<Waiting>,
 }
 
+/// Who waits, each at a place of its own: nearly always one, which needs no memory.
 #[derive(Default)]
 struct Waiting {
-    wakers: BTreeMap<u64, Waker>,
-    next: u64,
+    first: Option<Waker>,
+    /// Places 1, 2, ..
+    others: Vec<Option<Waker>>,
+    /// Places among the others that are free.
+    free: Vec<usize>,
+}
+
+impl Waiting {
+    fn add(&mut self, waker: Waker) -> usize {
+        if self.first.is_none() {
+            self.first = Some(waker);
+            return 0;
+        }
+        if let Some(place) = self.free.pop() {
+            self.others[place - 1] = Some(waker);
+            return place;
+        }
+        self.others.push(Some(waker));
+        self.others.len()
+    }
+
+    fn at(&mut self, place: usize) -> Option<&mut Option<Waker>> {
+        if place == 0 { Some(&mut self.first) } else { self.others.get_mut(place - 1) }
+    }
+
+    /// The waker that was there, unless all were taken.
+    fn remove(&mut self, place: usize) -> Option<Waker> {
+        let removed = self.at(place)?.take()?;
+        if place > 0 {
+            self.free.push(place);
+        }
+        if self.free.len() == self.others.len() {
+            // What a crowd took is given back.
+            (self.others, self.free) = (Vec::new(), Vec::new());
+        }
+        Some(removed)
+    }
 }
 
 impl CancellationToken {
@@ -68,7 +103,7 @@ impl CancellationToken {
     /// Waits until it fires; ready at once when it has.
     pub fn cancelled(&self) -> Cancelled {
         let parent = self.parent().map(|parent| Box::new(parent.cancelled()));
-        Cancelled { token: self.clone(), id: None, parent }
+        Cancelled { token: self.clone(), place: None, parent }
     }
 
     /// Does `work` until it is done or the token fires: `None` when that comes first.
@@ -86,8 +121,8 @@ impl CancellationToken {
     pub fn cancel(&self) {
         // Set first: who registers after the wakers are taken sees it.
         self.inner.is_cancelled.store(true, Ordering::Release);
-        let wakers = std::mem::take(&mut self.waiting().wakers);
-        for waker in wakers.into_values() {
+        let Waiting { first, others, .. } = std::mem::take(&mut *self.waiting());
+        for waker in first.into_iter().chain(others.into_iter().flatten()) {
             waker.wake();
         }
     }
@@ -117,7 +152,7 @@ impl IntoFuture for CancellationToken {
 pub struct Cancelled {
     token: CancellationToken,
     /// `Some` while its waker is registered.
-    id: Option<u64>,
+    place: Option<usize>,
     /// Waits for the token's parent.
     parent: Option<Box<Cancelled>>,
 }
@@ -132,30 +167,30 @@ impl Future for Cancelled {
         {
             return Poll::Ready(());
         }
-        let id = self.id;
-        let (id, before) = {
+        let place = self.place;
+        let (place, before) = {
             let mut waiting = self.token.waiting();
             // Asked under the lock: `cancel` sets it before it takes the wakers.
             if self.token.is_cancelled() {
                 return Poll::Ready(());
             }
-            let id = id.unwrap_or_else(|| {
-                waiting.next += 1;
-                waiting.next
-            });
-            (id, waiting.wakers.insert(id, cx.waker().clone()))
+            match place.and_then(|place| Some((place, waiting.at(place)?))) {
+                None => (waiting.add(cx.waker().clone()), None),
+                Some((_, Some(waker))) if waker.will_wake(cx.waker()) => return Poll::Pending,
+                Some((place, waker)) => (place, waker.replace(cx.waker().clone())),
+            }
         };
         // Dropped with nothing locked: it may run foreign code.
         drop(before);
-        self.id = Some(id);
+        self.place = Some(place);
         Poll::Pending
     }
 }
 
 impl Drop for Cancelled {
     fn drop(&mut self) {
-        if let Some(id) = self.id {
-            let waker = self.token.waiting().wakers.remove(&id);
+        if let Some(place) = self.place {
+            let waker = self.token.waiting().remove(place);
             drop(waker);
         }
     }
