@@ -60,7 +60,7 @@ impl Waiting {
         if place > 0 {
             self.free.push(place);
         }
-        if self.free.len() == self.others.len() {
+        if self.free.len() == self.others.len() && self.others.len() > PLACES_KEPT_MAX {
             // What a crowd took is given back.
             (self.others, self.free) = (Vec::new(), Vec::new());
         }
@@ -201,6 +201,9 @@ impl fmt::Debug for Cancelled {
         self.token.fmt(f)
     }
 }
+
+/// Places that are kept though nobody has them: as many as mostly wait at once.
+const PLACES_KEPT_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
