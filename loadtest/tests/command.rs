@@ -9,7 +9,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -105,9 +106,12 @@ fn stands_in_for_a_server() {
         "well" => bad::well,
         "books" => |peer| {
             while let Some(asked) = peer.request() {
-                BEGUN.fetch_add(1, Ordering::SeqCst);
                 let line = "{\"event_type\":\"request\",\"outcome\":\"answered\",\"request_id\":";
-                eprintln!("{line}\"{}\"}}", asked.id);
+                {
+                    let mut begun = BEGUN.lock().unwrap();
+                    *begun += 1;
+                    eprintln!("{line}\"{}\"}}", asked.id);
+                }
                 peer.answer(&asked, "");
             }
         },
@@ -197,15 +201,17 @@ fn close_one_unanswered_at_the_end(listener: &TcpListener) {
     });
 }
 
-/// Requests of the server that keeps books.
-static BEGUN: AtomicU64 = AtomicU64::new(0);
+/// Requests of the server that keeps books, each with its line in the log while this is locked.
+static BEGUN: Mutex<u64> = Mutex::new(0);
 
 /// Has a report written when the process is told to end, with one request that there never was.
 fn report_at_the_end() {
     let mut signals = Signals::new([SIGTERM]).unwrap();
     std::thread::spawn(move || {
         signals.forever().next();
-        let answered = BEGUN.load(Ordering::SeqCst);
+        // Until the end of the process: the report says no less than the log.
+        let begun = BEGUN.lock().unwrap();
+        let answered = *begun;
         let report = json!({
             "requests": {
                 "begun": answered + 1, "in_flight": 0,
