@@ -32,7 +32,7 @@ async fn list(db: Postgres) -> Response {
     let statement = "SELECT name, count FROM visits ORDER BY name LIMIT 100";
     match db.query(statement, params![]).await {
         Ok(rows) => {
-            let line = |row: &postgres::Row| {
+            let line = |row: &ebbtide::PostgresRow| {
                 let (name, count): (&str, i64) = (row.get(0), row.get(1));
                 format!("{name} {count}\n")
             };

@@ -114,9 +114,12 @@ pub use ledger::{
 };
 pub use os::raise_descriptor_limit;
 pub use pool::Database;
-pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
 #[cfg(feature = "postgres")]
-pub use pool::{Params, Postgres, PostgresAddress, PostgresAddressError, PostgresOptions};
+pub use pool::{
+    ColumnIndex, Params, Postgres, PostgresAddress, PostgresAddressError, PostgresColumn,
+    PostgresOptions, PostgresRow,
+};
+pub use pool::{DataClient, DatabaseError, Record, Rejection, Ticket, Value};
 #[cfg(feature = "redis")]
 pub use pool::{Redis, RedisAddress, RedisAddressError, RedisOptions};
 #[cfg(feature = "sqlite")]

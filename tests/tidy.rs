@@ -128,7 +128,7 @@ const FENCES: &[Fence] = &[
         instead: "give src/os.rs a function that says what the number means" },
     Fence { name: "socket2::",
         only_in: &["src/server/listener.rs", "src/server/inherited.rs", "src/reactor/socket.rs",
-            "src/reactor/listener.rs"],
+            "src/reactor/listener.rs", "src/pool/postgres_connect.rs"],
         unit_tests: Held,
         instead: "make sockets in server/listener.rs; reactor/ sets what exists" },
     Fence { name: "sd_notify::", only_in: &["src/server/inherited.rs", "src/server/manager.rs"],

@@ -62,6 +62,26 @@ impl Database {
         }
     }
 
+    /// As [`records`](Database::records), for a statement that only reads and is done in a moment:
+    /// a row found by its key. See `Postgres::read`.
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "sqlite")),
+        allow(unused_variables, clippy::needless_pass_by_value, reason = "nobody can call it")
+    )]
+    pub fn read_records(
+        &self,
+        statement: impl Into<Cow<'static, str>>,
+        params: Vec<Value>,
+    ) -> Ticket<Vec<Record>> {
+        match &self.0 {
+            #[cfg(feature = "postgres")]
+            Kind::Postgres(postgres) => postgres.read_records(statement, params),
+            #[cfg(feature = "sqlite")]
+            Kind::Sqlite(sqlite) => sqlite.records(statement, params),
+            Kind::Neither(never) => match *never {},
+        }
+    }
+
     /// Holds a thread and its connection for a while, in the database where that can sleep.
     #[cfg_attr(
         not(any(feature = "postgres", feature = "sqlite")),

@@ -10,13 +10,15 @@
 //! | `core`, `watch` | what every pool has, and the thread that keeps its promises of time |
 //! | `threads`, `resource` | threads that own something that blocks, behind a trait of four methods |
 //! | `postgres*`, `sqlite*`, `redis` | what they own |
-//! | `in_flight`, `pace` | what a connection that pipelines has on its way, and how fast it goes |
+//! | `postgres_line` | a connection for statements: `_conversation` over `_wire`, opened by `_connect` |
+//! | `pace` | how fast a connection that pipelines goes |
 //! | `pooled` | a pool as the server around it sees it |
 //!
 //! # Invariants
 //!
-//! 1. A job is begun at most once and has one outcome. Nothing is ever repeated: after `Lost`,
-//!    `Timeout` and `Cancelled` the database may have done it.
+//! 1. A job has one outcome, and is begun once: again only when the server has said that it has
+//!    undone it (`postgres_conversation`). Nothing else is ever repeated: after `Lost`, `Timeout`
+//!    and `Cancelled` the database may have done it.
 //! 2. A ticket is settled on time whatever the database does: by its thread, or by the watcher,
 //!    which waits for no connection.
 //! 3. Nothing here blocks who submits, polls a ticket or drops one.
@@ -33,8 +35,6 @@ mod core;
 mod database;
 mod error;
 #[cfg(feature = "postgres")]
-mod in_flight;
-#[cfg(feature = "postgres")]
 mod pace;
 mod pooled;
 #[cfg(feature = "postgres")]
@@ -42,19 +42,35 @@ mod postgres;
 #[cfg(feature = "postgres")]
 mod postgres_address;
 #[cfg(feature = "postgres")]
+mod postgres_connect;
+#[cfg(feature = "postgres")]
+mod postgres_conversation;
+#[cfg(all(feature = "postgres", test))]
+mod postgres_dialogues;
+#[cfg(feature = "postgres")]
 mod postgres_errors;
 #[cfg(feature = "postgres")]
 mod postgres_exclusive;
 #[cfg(feature = "postgres")]
+mod postgres_line;
+#[cfg(feature = "postgres")]
+mod postgres_messages;
+#[cfg(feature = "postgres")]
 mod postgres_params;
 #[cfg(feature = "postgres")]
 mod postgres_pipeline;
+#[cfg(feature = "postgres")]
+mod postgres_row;
 #[cfg(feature = "postgres")]
 mod postgres_schema;
 #[cfg(feature = "postgres")]
 mod postgres_statements;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
+#[cfg(feature = "postgres")]
+mod postgres_types;
+#[cfg(feature = "postgres")]
+mod postgres_wire;
 pub mod queue;
 #[cfg(feature = "redis")]
 mod redis;
@@ -82,6 +98,8 @@ pub use self::postgres::{Postgres, PostgresOptions};
 pub use self::postgres_address::{PostgresAddress, PostgresAddressError};
 #[cfg(feature = "postgres")]
 pub use self::postgres_params::Params;
+#[cfg(feature = "postgres")]
+pub use self::postgres_row::{ColumnIndex, PostgresColumn, PostgresRow};
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisAddress, RedisAddressError, RedisOptions};
 pub use self::resource::{After, Canceller, Reason, Resource};

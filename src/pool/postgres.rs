@@ -13,8 +13,9 @@ use super::error::DatabaseError;
 use super::pooled::{DataClient, Pooled, Pools};
 use super::postgres_address::PostgresAddress;
 use super::postgres_exclusive::Exclusive;
-use super::postgres_params::{Params, record};
-use super::postgres_pipeline::Pipeline;
+use super::postgres_params::{Params, records};
+use super::postgres_pipeline::{Pipeline, Purpose};
+use super::postgres_row::PostgresRow;
 use super::threads::Pool;
 use super::ticket::Ticket;
 use super::value::{Record, Value};
@@ -116,8 +117,24 @@ impl Postgres {
         &self,
         statement: impl Into<Cow<'static, str>>,
         params: impl Into<Params>,
-    ) -> Ticket<Vec<postgres::Row>> {
-        self.pipeline.submit(statement.into(), params.into(), Ok)
+    ) -> Ticket<Vec<PostgresRow>> {
+        self.pipeline.submit(statement.into(), params.into(), Purpose::Any, Ok)
+    }
+
+    /// As [`query`](Postgres::query), for a statement that only reads and is done in a moment: a
+    /// row found by its key.
+    ///
+    /// Those that are asked for at the same time may share a transaction, which saves the server a
+    /// commit and a packet for each. Each sees what was committed before it began, as ever. When
+    /// one of them fails the others, which are undone with it, are done again, each by itself. One
+    /// that writes all the same is done once, but the rows that it locks stay locked until its
+    /// neighbours are done.
+    pub fn read(
+        &self,
+        statement: impl Into<Cow<'static, str>>,
+        params: impl Into<Params>,
+    ) -> Ticket<Vec<PostgresRow>> {
+        self.pipeline.submit(statement.into(), params.into(), Purpose::Read, Ok)
     }
 
     /// As [`query`](Postgres::query), with rows in values that every database has.
@@ -126,8 +143,16 @@ impl Postgres {
         statement: impl Into<Cow<'static, str>>,
         params: Vec<Value>,
     ) -> Ticket<Vec<Record>> {
-        let records = |rows: Vec<postgres::Row>| rows.iter().map(record).collect();
-        self.pipeline.submit(statement.into(), params.into(), records)
+        self.pipeline.submit(statement.into(), params.into(), Purpose::Any, records)
+    }
+
+    /// As [`read`](Postgres::read), with rows in values that every database has.
+    pub fn read_records(
+        &self,
+        statement: impl Into<Cow<'static, str>>,
+        params: Vec<Value>,
+    ) -> Ticket<Vec<Record>> {
+        self.pipeline.submit(statement.into(), params.into(), Purpose::Read, records)
     }
 
     /// Calls `work` with a connection of its own. It blocks a thread of the client's, not the

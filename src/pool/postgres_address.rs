@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::postgres_schema::Schema;
+use super::resource::Reason;
 
 /// Where the database is and how to get in. Displays without its password.
 #[derive(Clone)]
@@ -96,6 +99,10 @@ impl PostgresAddress {
                 );
             }
         };
+        let is_unix = |host: &Host| matches!(host, Host::Unix(_));
+        let is_local = config.get_hostaddrs().is_empty() && config.get_hosts().iter().all(is_unix);
+        // There is no TLS on such a socket: as in libpq, what is said of it goes for others.
+        let mode = if is_local { SslMode::Disable } else { mode };
         if mode == SslMode::Require && !cfg!(feature = "postgres-tls") {
             return refuse(
                 "asks for TLS, which this build does not have: build it with the feature \
@@ -134,6 +141,40 @@ impl PostgresAddress {
         self
     }
 
+    /// Where a server may be, in the order of the address, as libpq reads it.
+    ///
+    /// # Errors
+    /// When its hosts, their addresses and their ports are not as many as each other.
+    pub(super) fn places(&self) -> Result<Vec<Place>, Reason> {
+        let config = &self.config;
+        let (hosts, addresses, ports) =
+            (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+        let count = hosts.len().max(addresses.len());
+        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+            return Err(Reason("`host` and `hostaddr` name a different number".to_owned()));
+        }
+        if ports.len() > 1 && ports.len() != count {
+            return Err(Reason("there are not as many ports as hosts".to_owned()));
+        }
+        let place = |at: usize| {
+            let port = ports.get(at).or(ports.first()).copied().unwrap_or(PORT);
+            let host = match hosts.get(at) {
+                Some(Host::Tcp(name)) => name.clone(),
+                Some(Host::Unix(_)) | None => String::new(),
+            };
+            let way = match (addresses.get(at), hosts.get(at)) {
+                (Some(address), _) => Way::Ip(SocketAddr::new(*address, port)),
+                (None, Some(Host::Tcp(name))) => Way::Name(name.clone(), port),
+                (None, Some(Host::Unix(folder))) => {
+                    Way::Unix(folder.join(format!(".s.PGSQL.{port}")))
+                }
+                (None, None) => return None,
+            };
+            Some(Place { host, way })
+        };
+        Ok((0..count).filter_map(place).collect())
+    }
+
     /// `text` in one line and without the password.
     pub(super) fn redact(&self, text: &str) -> String {
         let password = self.config.get_password().map(String::from_utf8_lossy);
@@ -149,6 +190,22 @@ impl fmt::Debug for PostgresAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PostgresAddress").field(&self.config.get_hosts()).finish()
     }
+}
+
+/// Where a server may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The name that its certificate is to have.
+    pub host: String,
+    pub way: Way,
+}
+
+/// How to get there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Ip(SocketAddr),
+    Name(String, u16),
+    Unix(PathBuf),
 }
 
 /// What an address says that the client library does not take.
@@ -183,6 +240,9 @@ impl Own {
         (if is_url { format!("{head}?{rest}") } else { rest }, own)
     }
 }
+
+/// Of an address that says none.
+const PORT: u16 = 5432;
 
 /// What stands in the place of a password.
 const HIDDEN: &str = "***";
@@ -235,6 +295,7 @@ mod tests {
         };
         assert_eq!(trust("postgres://h/d"), Ok((SslMode::Prefer, Trust::Any)));
         assert_eq!(trust("host=h sslmode=disable"), Ok((SslMode::Disable, Trust::Any)));
+        assert_eq!(trust("host=/run/pg sslmode=require"), Ok((SslMode::Disable, Trust::Any)));
         for (mode, expected) in [
             ("require", Trust::Any),
             ("verify-ca", Trust::Signed(Roots::System)),
@@ -260,6 +321,26 @@ mod tests {
             )
         );
         assert_eq!(address.config.get_application_name(), Some("ebbtide"));
+    }
+
+    #[test]
+    fn places_are_read_as_libpq_reads_them() {
+        let places = |text: &str| PostgresAddress::parse(text).unwrap().places();
+        let place = |host: &str, way: Way| Place { host: host.to_owned(), way };
+        let name = |host: &str, port| place(host, Way::Name(host.to_owned(), port));
+        assert_eq!(places("postgres://a/d"), Ok(vec![name("a", 5432)]));
+        assert_eq!(places("host=a,b port=1"), Ok(vec![name("a", 1), name("b", 1)]));
+        assert_eq!(places("host=a,b port=1,2"), Ok(vec![name("a", 1), name("b", 2)]));
+        assert_eq!(
+            places("host=a hostaddr=127.0.0.1"),
+            Ok(vec![place("a", Way::Ip(([127, 0, 0, 1], 5432).into()))])
+        );
+        assert_eq!(
+            places("host=/run/pg port=7"),
+            Ok(vec![place("", Way::Unix("/run/pg/.s.PGSQL.7".into()))])
+        );
+        assert!(places("host=a,b hostaddr=127.0.0.1").is_err());
+        assert!(places("host=a port=1,2").is_err());
     }
 
     #[test]

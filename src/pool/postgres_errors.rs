@@ -17,20 +17,25 @@ impl From<tokio_postgres::Error> for DatabaseError {
             // A parameter, a column or the number of rows is not what the handler thought.
             return DatabaseError::Mismatch(crate::said::chain(&error));
         };
-        let code = refusal.code();
-        // The statement's time was over: whoever cancelled it otherwise waits for it no longer.
-        if *code == SqlState::QUERY_CANCELED {
-            return DatabaseError::Timeout;
-        }
-        if code.code().starts_with(CONNECTION_CLASS) || ENDING.contains(code) {
-            return DatabaseError::Lost;
-        }
-        DatabaseError::Rejected(Rejection {
-            code: code.code().to_owned(),
+        of_state(Rejection {
+            code: refusal.code().code().to_owned(),
             message: refusal.message().to_owned(),
             constraint: refusal.constraint().map(str::to_owned),
         })
     }
+}
+
+/// What the server's refusal means for the job, by its SQLSTATE.
+pub fn of_state(rejection: Rejection) -> DatabaseError {
+    let code = &*rejection.code;
+    // The statement's time was over: whoever cancelled it otherwise waits for it no longer.
+    if code == SqlState::QUERY_CANCELED.code() {
+        return DatabaseError::Timeout;
+    }
+    if code.starts_with(CONNECTION_CLASS) || ENDING.iter().any(|ending| ending.code() == code) {
+        return DatabaseError::Lost;
+    }
+    DatabaseError::Rejected(rejection)
 }
 
 /// What the library says when the server does not keep to the protocol.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{CancelToken, Client, SimpleQueryMessage};
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::SslMode;
 
-use super::postgres_address::PostgresAddress;
+use super::postgres_address::{Place, PostgresAddress, Way};
 use super::postgres_tls::{Tls, connector};
 use super::resource::{After, Canceller, Reason, Resource};
 use crate::said::chain;
@@ -121,21 +121,14 @@ fn answers(address: &PostgresAddress) -> Result<(), Reason> {
     let config = &address.config;
     let patience = config.get_connect_timeout().copied().unwrap_or(ANSWER_MAX).min(ANSWER_MAX);
     let mut reason = Reason("there is no address to connect to".to_owned());
-    let port = |at: usize| match config.get_ports() {
-        [] => PORT,
-        [one] => *one,
-        many => many.get(at).copied().unwrap_or(PORT),
-    };
-    let hosts = config.get_hosts();
-    for at in 0..hosts.len().max(config.get_hostaddrs().len()) {
-        let answered = match (config.get_hostaddrs().get(at), hosts.get(at)) {
-            (Some(address), _) => over_tcp(&[SocketAddr::new(*address, port(at))], patience),
-            (None, Some(Host::Tcp(name))) => match (name.as_str(), port(at)).to_socket_addrs() {
+    for Place { way, .. } in address.places()? {
+        let answered = match way {
+            Way::Ip(address) => over_tcp(&[address], patience),
+            Way::Name(name, port) => match (name.as_str(), port).to_socket_addrs() {
                 Ok(found) => over_tcp(&found.collect::<Vec<_>>(), patience),
                 Err(error) => Err(format!("cannot find the host {name}: {error}")),
             },
-            (None, Some(Host::Unix(folder))) => over_unix(folder, port(at), patience),
-            (None, None) => continue,
+            Way::Unix(path) => over_unix(&path, patience),
         };
         match answered {
             Ok(()) => return Ok(()),
@@ -161,9 +154,8 @@ fn over_tcp(addresses: &[SocketAddr], patience: Duration) -> Result<(), String> 
     Err(why)
 }
 
-fn over_unix(folder: &Path, port: u16, patience: Duration) -> Result<(), String> {
-    let path = folder.join(format!(".s.PGSQL.{port}"));
-    let asked = UnixStream::connect(&path).and_then(|stream| {
+fn over_unix(path: &Path, patience: Duration) -> Result<(), String> {
+    let asked = UnixStream::connect(path).and_then(|stream| {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         ask(stream)
@@ -171,7 +163,7 @@ fn over_unix(folder: &Path, port: u16, patience: Duration) -> Result<(), String>
     asked.map_err(|error| told(&path.display().to_string(), &error))
 }
 
-fn told(whom: &str, error: &std::io::Error) -> String {
+pub fn told(whom: &str, error: &std::io::Error) -> String {
     use std::io::ErrorKind::{TimedOut, WouldBlock};
     if matches!(error.kind(), TimedOut | WouldBlock) {
         return format!("{whom} does not answer");
@@ -190,5 +182,3 @@ fn ask(mut stream: impl Read + Write) -> std::io::Result<()> {
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-
-const PORT: u16 = 5432;

@@ -1,18 +1,28 @@
 //! What goes into a statement and comes out of it.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 
 use bytes::BytesMut;
-use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::error::DatabaseError;
+use super::postgres_row::PostgresRow;
 use super::value::{Record, Value};
 
 /// The parameters of a statement, `$1` first. Make them with [`params!`](crate::params).
-#[derive(Default)]
-pub struct Params(Kept);
+pub struct Params {
+    kept: Kept,
+    /// How large they are written, at most; `None` when foreign code writes one of them.
+    bytes_max: Option<usize>,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params { kept: Kept::default(), bytes_max: Some(0) }
+    }
+}
 
 /// Values are kept as they are, without a box for each.
 enum Kept {
@@ -30,35 +40,61 @@ impl Params {
     /// Adds one.
     #[must_use]
     pub fn and(self, value: impl ToSql + Send + Sync + 'static) -> Params {
-        let mut all = match self.0 {
+        let mut all = match self.kept {
             Kept::Any(all) => all,
             Kept::Values(values) => values.into_iter().map(|value| Box::new(value) as _).collect(),
         };
+        let bytes_max = self.bytes_max.zip(written_max(&value)).map(|(all, one)| all + one);
         all.push(Box::new(value));
-        Params(Kept::Any(all))
+        Params { kept: Kept::Any(all), bytes_max }
     }
 
     fn len(&self) -> usize {
-        match &self.0 {
+        match &self.kept {
             Kept::Values(values) => values.len(),
             Kept::Any(all) => all.len(),
         }
     }
 
+    /// How many bytes they are when they are written, at most; `None` when foreign code writes one
+    /// of them.
+    pub(super) fn bytes_max(&self) -> Option<usize> {
+        self.bytes_max
+    }
+
     /// In their order.
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &(dyn ToSql + Sync)> {
-        (0..self.len()).map(|at| match &self.0 {
+        (0..self.len()).map(|at| match &self.kept {
             Kept::Values(values) => &values[at] as &(dyn ToSql + Sync),
             Kept::Any(all) => &*all[at],
         })
     }
 }
 
+/// Of the types that most parameters have.
+fn written_max(value: &dyn Any) -> Option<usize> {
+    if let Some(text) = value.downcast_ref::<String>() {
+        return Some(text.len());
+    }
+    if let Some(text) = value.downcast_ref::<&'static str>() {
+        return Some(text.len());
+    }
+    let is_number = value.is::<i64>() || value.is::<i32>() || value.is::<i16>();
+    (is_number || value.is::<bool>() || value.is::<f64>()).then_some(NUMBER_BYTES_MAX)
+}
+
 impl From<Vec<Value>> for Params {
     fn from(values: Vec<Value>) -> Params {
-        Params(Kept::Values(values))
+        let bytes = values.iter().map(|value| match value {
+            Value::Text(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => NUMBER_BYTES_MAX,
+        });
+        Params { bytes_max: Some(bytes.sum()), kept: Kept::Values(values) }
     }
 }
+
+const NUMBER_BYTES_MAX: usize = size_of::<u64>();
 
 impl fmt::Debug for Params {
     /// Without the values: they may be secret.
@@ -130,10 +166,12 @@ impl<'a> FromSql<'a> for Value {
     }
 }
 
-/// A row in values that every database has.
+/// Rows in values that every database has.
 ///
 /// # Errors
 /// [`DatabaseError::Mismatch`] when a column has a type of another kind: cast it.
-pub fn record(row: &Row) -> Result<Record, DatabaseError> {
-    (0..row.len()).map(|at| row.try_get(at).map_err(DatabaseError::from)).collect()
+#[allow(clippy::needless_pass_by_value, reason = "they are not needed any more")]
+pub fn records(rows: Vec<PostgresRow>) -> Result<Vec<Record>, DatabaseError> {
+    let record = |row: &PostgresRow| (0..row.len()).map(|at| row.try_get(at)).collect();
+    rows.iter().map(record).collect()
 }

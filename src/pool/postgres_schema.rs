@@ -5,12 +5,12 @@
 //! the others wait; of several clients the database's own lock has one do them at a time.
 
 use std::borrow::Cow;
-use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::future::{Either, select};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, Error};
+
+use super::postgres_connect::driven;
 
 /// The schema of one client. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -48,14 +48,7 @@ impl Schema {
     ) -> Result<(), Error> {
         let mut batch = self.0.lock().await;
         let Some(todo) = batch.as_deref() else { return Ok(()) };
-        match select(pin!(client.batch_execute(todo)), driver).await {
-            Either::Left((done, _)) => done?,
-            // A connection that has ended ends what it was to do.
-            Either::Right((ended, doing)) => {
-                ended?;
-                doing.await?;
-            }
-        }
+        driven(client.batch_execute(todo), driver).await?;
         *batch = None;
         Ok(())
     }

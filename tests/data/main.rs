@@ -22,6 +22,8 @@ mod postgres_exit;
 mod postgres_pool;
 #[cfg(feature = "postgres")]
 mod postgres_server;
+#[cfg(feature = "postgres")]
+mod postgres_statements;
 #[cfg(feature = "postgres-tls")]
 mod postgres_tls;
 #[cfg(all(feature = "redis", feature = "sqlite"))]

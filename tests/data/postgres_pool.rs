@@ -57,7 +57,7 @@ fn connected(url: &str, options: &PostgresOptions) -> Postgres {
     db
 }
 
-fn number(db: &Postgres, value: i32) -> Ticket<Vec<postgres::Row>> {
+fn number(db: &Postgres, value: i32) -> Ticket<Vec<ebbtide::PostgresRow>> {
     db.query("SELECT $1::int4", params![value])
 }
 
