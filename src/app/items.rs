@@ -130,8 +130,7 @@ async fn create(mut request: Request) -> Result<Response, Refusal> {
 
 async fn read(request: Request) -> Result<Response, Refusal> {
     let id = read_id(request.param("id"))?;
-    let records = ask(&request, READ, vec![id.into()]).await?;
-    Ok(Response::json(&Shown::of(one(records)?)?))
+    Ok(Response::json(&Shown::of(look_up(&request, READ, id).await?)?))
 }
 
 async fn replace(mut request: Request) -> Result<Response, Refusal> {
@@ -156,8 +155,7 @@ async fn row(request: Request) -> Result<Response, Refusal> {
         id: i64,
         number: i64,
     }
-    let records = ask(&request, ROW, vec![random(LAB_ROWS).into()]).await?;
-    match one(records)?.as_slice() {
+    match look_up(&request, ROW, random(LAB_ROWS)).await?.as_slice() {
         [Value::Int(id), Value::Int(number)] => {
             Ok(Response::json(&Row { id: *id, number: *number }))
         }
@@ -181,6 +179,12 @@ async fn ask(
     params: Vec<Value>,
 ) -> Result<Vec<Record>, Refusal> {
     until_cancelled(request, database(request)?.records(statement, params)).await
+}
+
+/// As [`ask`], of a row by its key: those that are asked for together share what they cost.
+async fn look_up(request: &Request, statement: &'static str, key: i64) -> Result<Record, Refusal> {
+    let ticket = database(request)?.read_records(statement, vec![key.into()]);
+    one(until_cancelled(request, ticket).await?)
 }
 
 fn database(request: &Request) -> Result<&Database, Refusal> {
