@@ -1,12 +1,12 @@
 //! An item as clients write it, and the page of a list that they ask for. Pure: text in, values or
 //! what is wrong with which field out.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
 use std::fmt;
 
 use http::StatusCode;
 use serde::de::{DeserializeSeed, MapAccess, Visitor};
-use serde::{Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::http::message::{IntoResponse, Response};
@@ -68,19 +68,18 @@ impl Item {
     /// there twice.
     pub fn read(json: &[u8]) -> Result<Item, Fault> {
         let (mut name, mut quantity, mut details) = (None, None, None);
-        let mut known = BTreeSet::new();
         for (field, value) in read_fields(json)? {
-            if !known.insert(field.clone()) {
-                return Err(Fault::unfit(&field, format!("{:?} is there twice", shown(&field))));
-            }
-            match field.as_str() {
-                "name" => name = Some(read_name(value)?),
-                "quantity" => quantity = Some(read_quantity(&value)?),
-                "details" => details = Some(read_details(value)?),
+            let was_there = match &*field {
+                "name" => name.replace(read_name(value)?).is_some(),
+                "quantity" => quantity.replace(read_quantity(&value)?).is_some(),
+                "details" => details.replace(read_details(value)?).is_some(),
                 _ => {
                     let what = format!("an item has no field {:?}", shown(&field));
                     return Err(Fault::unfit(&field, what));
                 }
+            };
+            if was_there {
+                return Err(Fault::unfit(&field, format!("{:?} is there twice", shown(&field))));
             }
         }
         let missing = |field: &str| Fault::unfit(field, format!("{field} is missing"));
@@ -93,7 +92,7 @@ impl Item {
 }
 
 /// The fields of a JSON object in their order, those that are there twice as well.
-fn read_fields(json: &[u8]) -> Result<Vec<(String, Value)>, Fault> {
+fn read_fields(json: &[u8]) -> Result<Vec<(Cow<'_, str>, Value)>, Fault> {
     let mut at = None;
     // Deeper than 128 it does not get: the parser's own limit.
     let mut parser = serde_json::Deserializer::from_slice(json);
@@ -110,21 +109,25 @@ fn read_fields(json: &[u8]) -> Result<Vec<(String, Value)>, Fault> {
 }
 
 /// Reads an object and remembers which field it is at.
-struct Fields<'a> {
+struct Fields<'a, 'de> {
     /// `Some` while the value of this field is read.
-    at: &'a mut Option<String>,
+    at: &'a mut Option<Cow<'de, str>>,
 }
 
-impl<'de> DeserializeSeed<'de> for Fields<'_> {
-    type Value = Vec<(String, Value)>;
+/// A field's name, in its place in the body unless it is written with escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> DeserializeSeed<'de> for Fields<'_, 'de> {
+    type Value = Vec<(Cow<'de, str>, Value)>;
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Self::Value, D::Error> {
         parser.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Fields<'_> {
-    type Value = Vec<(String, Value)>;
+impl<'de> Visitor<'de> for Fields<'_, 'de> {
+    type Value = Vec<(Cow<'de, str>, Value)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -132,7 +135,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut fields = Vec::new();
-        while let Some(field) = map.next_key::<String>()? {
+        while let Some(Name(field)) = map.next_key()? {
             *self.at = Some(field);
             let value = map.next_value()?;
             fields.extend(self.at.take().map(|field| (field, value)));
