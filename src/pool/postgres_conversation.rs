@@ -167,6 +167,14 @@ impl<J: Asks> Conversation<J> {
         self.is_ending = true;
     }
 
+    /// The job that the server works on, unless it prepares a statement or works on nothing.
+    pub fn in_front(&self) -> Option<&J> {
+        match &self.asked.get(self.at)?.what {
+            What::Job { job, .. } => Some(job),
+            What::Preparing(_) | What::Lookup { .. } | What::Forgetting => None,
+        }
+    }
+
     /// The last unit is to be answered.
     pub fn end_unit(&mut self) {
         if self.open > 0 {

@@ -197,6 +197,7 @@ mod tests {
         rig.hear_all([READY]);
         assert_eq!(rig.outcomes(), [(2, Err("22012".to_owned()))]);
         assert_eq!(rig.sent(), "BESBES");
+        assert!(rig.conversation.in_front().is_some_and(|job| !job.only_reads()));
         for value in [4, 1, 3] {
             rig.answer(value);
             rig.hear_all([READY]);

@@ -18,8 +18,8 @@
 //! 5. While an idle connection is left, one takes only as many statements as it is likely to answer
 //!    within [`WAIT_MAX`]: short ones are cheapest together, on few connections whose threads are
 //!    woken once for many; long ones are done beside each other.
-//! 6. A statement out of time fails its ticket; when it is the oldest, which the server works on,
-//!    its connection is dropped with all that is in flight.
+//! 6. A statement out of time fails its ticket; when it is the one that the server works on, its
+//!    connection is dropped with all that is in flight.
 
 use std::future::poll_fn;
 use std::io;
@@ -426,7 +426,12 @@ impl Line {
                 if entry.fail(DatabaseError::Timeout) {
                     self.core.tally.count(JobOutcome::TimedOut);
                 }
-                if at == 0 {
+                // One that was asked for again is the oldest, and not the one in front.
+                let is_in_front = match self.conversation.in_front() {
+                    Some(job) => Arc::ptr_eq(&job.entry, entry),
+                    None => at == 0,
+                };
+                if is_in_front {
                     self.core.note_given_up(&self.slot, now);
                     return Some(Over::Discarded);
                 }
