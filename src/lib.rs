@@ -176,7 +176,7 @@ pub mod internal {
         pub use crate::health_check::*;
     }
     pub mod http {
-        pub use crate::http::{connection, service, site, watch, wire};
+        pub use crate::http::{buffers, connection, service, site, watch};
     }
     pub mod pool {
         pub use crate::pool::{

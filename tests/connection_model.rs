@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use ebbtide::internal::http::buffers::Loan;
 use ebbtide::internal::http::connection::{Connection, Means, Step};
 use ebbtide::internal::http::service::{Answer, App};
 use ebbtide::internal::http::site::{AccessLog, Grace, Lines, Mode, RequestIds, Site, builder};
-use ebbtide::internal::http::wire::Loan;
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::slots::Token;
 use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};

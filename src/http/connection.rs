@@ -20,13 +20,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::buffers::{Input, Loan, Next, Output};
 use super::hold::{self, Hold, Why};
 use super::hot::{Hot, Ran};
 use super::limits::Limits;
 use super::linger::{Linger, Lingering, Manner};
 use super::reject;
 use super::site::{Mode, Site, Stamp};
-use super::wire::{Input, Loan, Next, Output};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::socket::{Peer, Readiness, Socket, Transport};

@@ -12,6 +12,7 @@ use std::time::Instant;
 use http::StatusCode;
 use hyper::server::conn::http1;
 
+use super::buffers::{Input, Next, Output};
 use super::connection::Means;
 use super::failure::{FailureCause, tell_failure};
 use super::flow::{Flow, Frame};
@@ -22,7 +23,7 @@ use super::service::{Gate, drop_quietly, log_panic};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use super::watch::RequestInfo;
-use super::wire::{Input, Io, Next, Output, Pieces, Wire};
+use super::wire::{Io, Pieces, Wire};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::task;

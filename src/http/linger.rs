@@ -15,12 +15,12 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::buffers::{Loan, Output};
 use super::flow::Flow;
 use super::hold::{self, Why};
 use super::limits::{LINGER_MAX, LINGER_SILENCE_MAX, Limits, TURN_BYTES_MAX};
 use super::site::Site;
 use super::watch::RequestInfo;
-use super::wire::{Loan, Output};
 use crate::ledger::{ConnectionOutcome, RequestOutcome};
 use crate::reactor::socket::{Received, Socket, Transport};
 

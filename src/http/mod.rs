@@ -1,8 +1,8 @@
 //! HTTP: the only place that names hyper.
 //!
 //! Reading order: [`connection`] (one connection's life), [`head`] and `chunked` (pure: where a
-//! request head and a chunked body end), [`wire`] (the socket with its buffers, as hyper's `Read`
-//! and `Write`), [`flow`] (what
+//! request head and a chunked body end), [`buffers`] and [`wire`] (what was read and written
+//! ahead, and the socket as hyper's `Read` and `Write`), [`flow`] (what
 //! happens to the request at hand), [`service`] (from hyper's call to the application's),
 //! [`tracking`] (who counts), [`linger`] (closing without losing the response), [`message`] and
 //! [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what
@@ -17,6 +17,7 @@
 //! 3. Bytes that hyper "wrote" are in our buffer; a response is answered when the kernel has them.
 
 pub mod body;
+pub mod buffers;
 mod chunked;
 pub mod connection;
 mod exchange;
