@@ -12,7 +12,8 @@ use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::flow::{BodyOwner, Flow};
+use super::flow::Flow;
+use super::frame::BodyOwner;
 use super::limits::OUT_BYTES_MAX;
 use super::message::{IntoResponse, Response};
 use super::verdict::Verdict;
@@ -54,6 +55,15 @@ impl Body {
     /// Whether all of it is there.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.0, Kind::Empty | Kind::Full(_))
+    }
+
+    /// All of it, when it is there.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Kind::Empty => Some(&[]),
+            Kind::Full(bytes) => Some(bytes),
+            Kind::Stream(_) | Kind::Rest(_) => None,
+        }
     }
 
     /// Streams any [`http_body::Body`]. Its length is announced when its size hint is exact, else
@@ -335,7 +345,8 @@ where
 
 /// A request body. Limited in size, rate and patience by the listener's limits and its route.
 pub struct RequestBody {
-    incoming: Incoming,
+    /// `None` when the head said that there is none.
+    incoming: Option<Incoming>,
     flow: Rc<Flow>,
     /// Bytes that may still come before it is too large.
     allowed: u64,
@@ -346,7 +357,16 @@ impl RequestBody {
         if !incoming.is_end_stream() {
             flow.body.set(BodyOwner::Application);
         }
-        RequestBody { incoming, flow, allowed: bytes_max }
+        RequestBody { incoming: Some(incoming), flow, allowed: bytes_max }
+    }
+
+    /// Of a request that has none.
+    pub(super) fn none(flow: Rc<Flow>) -> RequestBody {
+        RequestBody { incoming: None, flow, allowed: 0 }
+    }
+
+    pub(super) fn flow(&self) -> &Rc<Flow> {
+        &self.flow
     }
 
     /// Replaces the limit. For routes, before the body is read.
@@ -356,7 +376,7 @@ impl RequestBody {
 
     /// Whether the client declared more than is allowed.
     pub(crate) fn is_declared_too_large(&self) -> bool {
-        self.incoming.size_hint().lower() > self.allowed
+        self.size_hint().lower() > self.allowed
     }
 
     /// The next chunk, or `None` at the end.
@@ -405,7 +425,8 @@ impl HttpBody for RequestBody {
             self.flow.judge(Verdict::BodyTooLarge);
             return Poll::Ready(Some(Err(BodyError::TooLarge)));
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
                 self.flow.body_awaited();
                 Poll::Pending
@@ -434,11 +455,11 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }
 
@@ -447,7 +468,7 @@ impl Drop for RequestBody {
         match self.flow.body.get() {
             // There was none, or it was read to its end and the flow knows.
             BodyOwner::Nobody => return,
-            BodyOwner::Application if !self.incoming.is_end_stream() => {
+            BodyOwner::Application if !self.is_end_stream() => {
                 self.flow.body.set(BodyOwner::Dropped);
             }
             BodyOwner::Application | BodyOwner::Dropped => {}
@@ -458,7 +479,7 @@ impl Drop for RequestBody {
 
 impl fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = self.incoming.size_hint();
+        let size = self.size_hint();
         f.debug_struct("RequestBody").field("size", &size).finish_non_exhaustive()
     }
 }

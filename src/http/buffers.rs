@@ -143,6 +143,14 @@ impl Input {
         self.find_head(socket, limits)
     }
 
+    /// The size of a complete head that was read already.
+    pub(super) fn held_head(&self, limits: &HeadLimits) -> Option<usize> {
+        match examine(self.bytes(), limits) {
+            Head::Complete(size) => Some(size),
+            Head::Partial | Head::Rejected(_) => None,
+        }
+    }
+
     fn find_head<T: Transport>(
         &mut self,
         socket: &mut Socket<T>,

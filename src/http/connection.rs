@@ -18,9 +18,10 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::buffers::{Input, Loan, Next, Output};
+use super::date::wall_clock;
 use super::hold::{self, Hold, Why};
 use super::hot::{Hot, Ran};
 use super::limits::Limits;
@@ -405,9 +406,3 @@ impl<T> Cold<T> {
 
 /// Into how many parts the closing of idle connections is spread.
 const SHARES: u32 = 64;
-
-/// The wall clock, for `Date` headers: once per rejected connection.
-fn wall_clock() -> SystemTime {
-    #[allow(clippy::disallowed_methods, reason = "a date, not a deadline; off the hot path")]
-    SystemTime::now()
-}

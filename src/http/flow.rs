@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 
 use super::exchange::{Exchange, Exchanges};
+use super::frame::{Ahead, BodyOwner, Frame, HYPER_READ_BYTES};
 use super::hold;
 use super::limits::{BODY_RATE_AFTER, DIRECT_BYTES_MIN};
-use super::message::{Media, RequestSlot, Route};
+use super::message::{Media, RequestSlot, Response, Route};
+use super::short::Closes;
 use super::site::{AccessLog, HalfClose, Site};
 use super::verdict::Verdict;
 use super::watch::{EndedRequest, RequestInfo};
@@ -64,15 +66,17 @@ pub struct Flow {
     /// Whether the client has finished sending, which may mean that it is gone.
     pub(super) client_finished: Cell<bool>,
     /// Whether the client asked, with the request at hand, for the connection to be closed.
-    pub(super) asks_to_close: Cell<bool>,
+    pub(super) asks_to_close: Cell<Closes>,
     /// Whether the connection stays open after the request at hand, for all that its head says.
     pub(super) persists: Cell<bool>,
     /// Whether the head of the request at hand has a field with an id.
     pub(super) brings_id: Cell<bool>,
     /// Whether a piece of a response was so large that hyper had better not copied it.
     pub(super) sends_large: Cell<bool>,
-    /// What the head that hyper writes next is to say besides.
+    /// What the head that is written next is to say besides.
     pub(super) splice: Cell<Splice>,
+    /// A response that is complete and hyper is to write.
+    pub(super) prepared: Cell<Option<Response>>,
 }
 
 /// Lines of a response's head that do not pass through hyper.
@@ -81,44 +85,6 @@ pub struct Splice {
     /// Whether to tell how long the connection may be idle.
     pub advertises: bool,
     pub(super) media: Media,
-}
-
-/// What hyper's next read gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frame {
-    /// A complete head, or nothing.
-    Head,
-    /// The rest of a head of which this many bytes are still ours.
-    HeadRest(usize),
-    /// The whole head was handed over and hyper has not called the service yet.
-    HeadDone,
-    /// This many bytes of a body.
-    Body(u64),
-    /// The rest of a chunked body, as far as its framing says.
-    Chunked,
-    /// Whatever comes: hyper and we disagree on where something ends. The connection closes after
-    /// the request at hand.
-    Anything,
-}
-
-/// Who has the body of the request at hand, or of the last one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyOwner {
-    /// The handler, or the response that it returned.
-    Application,
-    /// It was read to its end, or there was none.
-    Nobody,
-    /// It was dropped before its end: what the client still sends of it must not be read as a head.
-    Dropped,
-}
-
-/// What is there behind the bytes that hyper was given.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ahead {
-    /// Bytes that we hold.
-    pub held: u64,
-    /// Whether the kernel may hold some.
-    pub readable: bool,
 }
 
 /// How far the request at hand is.
@@ -170,10 +136,11 @@ impl Flow {
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),
-            asks_to_close: Cell::new(false),
+            asks_to_close: Cell::new(Closes::No),
             brings_id: Cell::new(false),
             sends_large: Cell::new(false),
             splice: Cell::default(),
+            prepared: Cell::new(None),
         })
     }
 
@@ -355,9 +322,11 @@ impl Flow {
             Frame::Body(rest) if rest > 0 => {
                 ahead.held > rest || (ahead.held == rest && ahead.readable)
             }
-            Frame::Body(_) | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
-                ahead.held > 0 || ahead.readable
-            }
+            Frame::Body(_)
+            | Frame::Head
+            | Frame::HeadRest(_)
+            | Frame::HeadDone
+            | Frame::StandIn => ahead.held > 0 || ahead.readable,
         }
     }
 
@@ -371,9 +340,11 @@ impl Flow {
         match self.frame.get() {
             Frame::Anything => true,
             Frame::Body(rest) => is_dropped && rest > self.ahead.get().held.min(HYPER_READ_BYTES),
-            Frame::Chunked | Frame::Head | Frame::HeadRest(_) | Frame::HeadDone => {
-                is_dropped && self.chunked.get()
-            }
+            Frame::Chunked
+            | Frame::Head
+            | Frame::HeadRest(_)
+            | Frame::HeadDone
+            | Frame::StandIn => is_dropped && self.chunked.get(),
         }
     }
 
@@ -590,6 +561,3 @@ impl fmt::Debug for Flow {
         flow.field("stage", &self.stage.get()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
-
-/// What hyper reads at least at once (its `INIT_BUFFER_SIZE`).
-pub(super) const HYPER_READ_BYTES: u64 = 8192;

@@ -1,29 +1,29 @@
 //! A connection that hyper works on.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use http::StatusCode;
-use hyper::server::conn::http1;
 
 use super::buffers::{Input, Next, Output};
 use super::connection::Means;
 use super::failure::{FailureCause, tell_failure};
-use super::flow::{Flow, Frame};
+use super::flow::Flow;
+use super::frame::Frame;
 use super::hold::{self, Why};
 use super::limits::{HIBERNATE_AFTER, HOT_MAX};
 use super::linger::{Linger, Manner};
-use super::service::{Gate, drop_quietly, log_panic};
+use super::service::{drop_quietly, log_panic};
+use super::short::Closes;
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use super::watch::RequestInfo;
-use super::wire::{Io, Pieces, Wire};
+use super::ways::Ways;
+use super::wire::Wire;
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::task;
@@ -32,15 +32,13 @@ use crate::said::chain;
 
 /// hyper's connection with what we share with it.
 pub(super) struct Hot<T: Transport + 'static> {
-    conn: http1::Connection<Io<T>, Gate>,
+    ways: Ways<T>,
     wire: Rc<RefCell<Wire<T>>>,
     flow: Rc<Flow>,
     _counted: Counted,
     waker: Waker,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
-    /// What hyper's [`Io`] was made with.
-    pieces: Pieces,
     /// When the last request was done, or the connection became hot.
     idle_since: Instant,
     /// When the first byte of an incomplete head was seen; `None` when there is none.
@@ -93,16 +91,14 @@ impl<T: Transport> Hot<T> {
         let site = means.site;
         let flow = Flow::new(Rc::clone(site), means.peer);
         let wire = Rc::new(RefCell::new(Wire::new(socket, input, site.limits.head())));
-        let io = Io { wire: Rc::clone(&wire), flow: Rc::clone(&flow), pieces: Pieces::Copied };
         let now = site.now.get();
         Hot {
-            conn: site.builder.serve_connection(io, Gate::new(Rc::clone(&flow))),
+            ways: Ways::new(),
             wire,
             flow,
             _counted: Counted::new(site),
             waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
             attached: true,
-            pieces: Pieces::Copied,
             idle_since: now,
             head_since: None,
             progress: now,
@@ -202,15 +198,17 @@ impl<T: Transport> Hot<T> {
         if let Some(ran) = self.overdue(now) {
             return ran;
         }
+        let mut next = None;
         if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
             let owes = self.stalled || !self.flow.is_settled();
             if owes && let Some(ran) = self.flush(now) {
                 return ran;
             }
             match self.look_ahead(now) {
-                Ahead::Head => self.suit_responses(site),
+                Ahead::Head(bytes) => next = Some(bytes),
                 Ahead::Is(ran) => return ran,
             }
+            self.ways.suit_responses(&self.flow);
         }
         let may_close = site.mode.get().announces() || self.flow.is_handling();
         if may_close && self.look_behind().is_err() {
@@ -218,12 +216,12 @@ impl<T: Transport> Hot<T> {
         }
         #[cfg(test)]
         if site.has_fault(super::site::Fault::HyperShutdown) && site.mode.get().announces() {
-            Pin::new(&mut self.conn).graceful_shutdown();
+            self.ways.shut_down_by_hyper(&self.wire, &self.flow);
         }
         let polled = {
             let mut cx = Context::from_waker(&self.waker);
-            let conn = Pin::new(&mut self.conn);
-            catch_unwind(AssertUnwindSafe(|| conn.poll(&mut cx)))
+            let Hot { ways, wire, flow, .. } = self;
+            catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, next, &mut cx)))
         };
         if let Some(ran) = self.flush(now) {
             return ran;
@@ -231,7 +229,8 @@ impl<T: Transport> Hot<T> {
         match polled {
             Ok(Poll::Pending) => self.pending(now),
             Ok(Poll::Ready(Ok(()))) => {
-                let is_last = self.flow.asks_to_close.get() && self.wire.borrow().input.is_empty();
+                let is_last = self.flow.asks_to_close.get() == Closes::Yes
+                    && self.wire.borrow().input.is_empty();
                 let manner = match self.expects_head() {
                     false => Manner::Sending,
                     true if is_last => Manner::Asked,
@@ -244,17 +243,6 @@ impl<T: Transport> Hot<T> {
                 log_panic(&self.flow, &*panic);
                 self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
             }
-        }
-    }
-
-    /// Has hyper write as suits the responses so far. With a head at hand that it has not seen, it
-    /// holds nothing of a request or a response: it may be made anew.
-    fn suit_responses(&mut self, site: &Site) {
-        if self.flow.sends_large.get() && self.pieces == Pieces::Copied {
-            self.pieces = Pieces::Queued;
-            let (wire, flow) = (Rc::clone(&self.wire), Rc::clone(&self.flow));
-            let gate = Gate::new(Rc::clone(&flow));
-            self.conn = site.builder.serve_connection(Io { wire, flow, pieces: self.pieces }, gate);
         }
     }
 
@@ -293,7 +281,7 @@ impl<T: Transport> Hot<T> {
             return Ran::Wait(None);
         }
         match self.look_ahead(now) {
-            Ahead::Head => Ran::Again,
+            Ahead::Head(_) => Ran::Again,
             Ahead::Is(ran) => ran,
         }
     }
@@ -321,7 +309,7 @@ impl<T: Transport> Hot<T> {
         }
         let next = self.wire.borrow_mut().next_head(&self.flow);
         Ahead::Is(match next {
-            Ok(Next::Complete(_)) => return Ahead::Head,
+            Ok(Next::Complete(size)) => return Ahead::Head(size),
             Ok(Next::Nothing) => Ran::Wait(None),
             Ok(Next::Partial) => {
                 self.head_since.get_or_insert(now);
@@ -487,9 +475,9 @@ impl<T: Transport> Hot<T> {
 
     /// Drops everything. The exchanges have been ended.
     pub fn discard(self: Box<Self>) {
-        let Hot { conn, flow, .. } = *self;
+        let Hot { ways, flow, .. } = *self;
         flow.take_down();
-        drop_quietly(&flow, conn);
+        drop_quietly(&flow, ways);
     }
 
     /// The shutdown's deadline has come.
@@ -509,11 +497,10 @@ impl<T: Transport> Hot<T> {
     pub fn hibernate(self: Box<Self>) -> (Instant, Vec<u8>, Socket<T>) {
         debug_assert!(self.flow.is_settled(), "a connection hibernates with nothing at hand");
         let since = self.head_since.unwrap_or(self.idle_since);
-        let Hot { conn, wire, flow, .. } = *self;
-        let parts = conn.into_parts();
+        let Hot { ways, wire, flow, .. } = *self;
         // What hyper read comes before what we read after it.
-        let mut bytes = parts.read_buf.to_vec();
-        drop((parts.io, parts.service, flow));
+        let mut bytes = ways.into_read();
+        drop(flow);
         let wire = unshare(wire);
         bytes.extend_from_slice(wire.input.bytes());
         (since, bytes, wire.socket)
@@ -527,9 +514,9 @@ impl<T: Transport> Hot<T> {
         extra: Option<&[u8]>,
         now: Instant,
     ) -> Linger<T> {
-        let Hot { conn, wire, flow, .. } = *self;
+        let Hot { ways, wire, flow, .. } = *self;
         flow.take_down();
-        drop_quietly(&flow, conn);
+        drop_quietly(&flow, ways);
         let wire = unshare(wire);
         let flushed = wire.flushed();
         let (socket, mut bytes) = (wire.socket, wire.output.bytes().to_vec());
@@ -546,8 +533,8 @@ const STALL_LOOKS: u32 = 4;
 
 /// What an idle connection finds.
 enum Ahead {
-    /// A head for hyper.
-    Head,
+    /// A next head, of so many bytes.
+    Head(usize),
     Is(Ran),
 }
 

@@ -14,6 +14,8 @@ use hyper::body::Incoming;
 use super::body::{Body, OutBody, RequestBody};
 use super::flow::Flow;
 use super::limits::RETRY_AFTER;
+use super::request_head::RequestHead;
+use super::short::Short;
 use super::spare;
 use crate::reactor::blocking::BlockingError;
 use crate::reactor::cancel::CancellationToken;
@@ -28,7 +30,7 @@ pub struct Request {
 /// filling it takes no copy of its own.
 #[derive(Default)]
 pub(super) struct RequestSlot {
-    head: Option<http::request::Parts>,
+    head: RequestHead,
     rest: Option<Rest>,
 }
 
@@ -38,7 +40,12 @@ struct Rest {
     /// `Some` once a router has matched it.
     route: Option<Rc<Route>>,
     params: Params,
-    flow: Rc<Flow>,
+}
+
+impl Rest {
+    fn new(body: RequestBody) -> Rest {
+        Rest { body, route: None, params: Params::default() }
+    }
 }
 
 /// What a router knows of one of its routes.
@@ -85,18 +92,29 @@ impl Request {
     ) -> Request {
         let mut slot = flow.request_slot.take().unwrap_or_default();
         let (head, incoming) = request.into_parts();
-        slot.head = Some(head);
-        slot.rest = Some(Rest {
-            body: RequestBody::new(incoming, Rc::clone(flow), body_bytes_max),
-            route: None,
-            params: Params::default(),
-            flow: Rc::clone(flow),
-        });
+        slot.head.set_parsed(head);
+        slot.rest = Some(Rest::new(RequestBody::new(incoming, Rc::clone(flow), body_bytes_max)));
         Request { slot: Some(slot) }
     }
 
-    fn head(&self) -> &http::request::Parts {
-        self.slot.as_ref().and_then(|slot| slot.head.as_ref()).expect(WHOLE)
+    /// One that came the short way.
+    pub(super) fn short(head: &Short<'_>, flow: &Rc<Flow>) -> Request {
+        let mut slot = flow.request_slot.take().unwrap_or_default();
+        slot.head.set_sent(head);
+        slot.rest = Some(Rest::new(RequestBody::none(Rc::clone(flow))));
+        Request { slot: Some(slot) }
+    }
+
+    fn head(&self) -> &RequestHead {
+        &self.slot.as_ref().expect(WHOLE).head
+    }
+
+    fn parts(&self) -> &http::request::Parts {
+        self.head().parts()
+    }
+
+    fn flow(&self) -> &Rc<Flow> {
+        self.rest().body.flow()
     }
 
     fn rest(&self) -> &Rest {
@@ -110,44 +128,44 @@ impl Request {
     /// It is going to a handler of `route`.
     pub(crate) fn set_route(&mut self, route: &Rc<Route>, params: Params) {
         let rest = self.rest_mut();
-        rest.flow.set_route(route);
+        rest.body.flow().set_route(route);
         rest.route = Some(Rc::clone(route));
         rest.params = params;
     }
 
     /// The method, as sent.
     pub fn method(&self) -> &Method {
-        &self.head().method
+        self.head().method()
     }
 
     /// The target: for most requests path and query, without scheme and host.
     pub fn uri(&self) -> &Uri {
-        &self.head().uri
+        &self.parts().uri
     }
 
     /// The path without the query, as sent.
     pub fn path(&self) -> &str {
-        self.head().uri.path()
+        self.head().path()
     }
 
     /// What follows the first `?`, as sent.
     pub fn query(&self) -> Option<&str> {
-        self.head().uri.query()
+        self.head().query()
     }
 
     /// HTTP/1.0 or HTTP/1.1.
     pub fn version(&self) -> Version {
-        self.head().version
+        self.parts().version
     }
 
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
-        &self.head().headers
+        &self.parts().headers
     }
 
     /// A header's value, when it is there and is text.
     pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.head().headers.get(name)?.to_str().ok()
+        self.parts().headers.get(name)?.to_str().ok()
     }
 
     /// The value of a parameter of the matched route, as sent (not percent-decoded).
@@ -170,24 +188,24 @@ impl Request {
 
     /// The client's address; `None` on a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.rest().flow.peer().address()
+        self.flow().peer().address()
     }
 
     /// The clock, as of the worker's turn.
     pub(crate) fn now(&self) -> Instant {
-        self.rest().flow.site().now.get()
+        self.flow().site().now.get()
     }
 
     /// The request's id: the client's `X-Request-Id` when it is well-formed (1 to 128 characters of
     /// `A-Z a-z 0-9 . _ -`), else one made here. Asking for it also sends it back in the response.
     pub fn id(&self) -> Rc<str> {
-        self.rest().flow.request_id()
+        self.flow().request_id()
     }
 
     /// Fires when the shutdown asks handlers to come to an end: requests that have no response by
     /// half of the phase `cancelling` are answered 503, what stands at its end is cut.
     pub fn shutdown(&self) -> CancellationToken {
-        self.rest().flow.site().shutdown.clone()
+        self.flow().site().shutdown.clone()
     }
 
     /// Fires when nobody waits for the response any more: the client has reset the connection or
@@ -206,7 +224,7 @@ impl Request {
     /// # async fn compute() -> String { String::new() }
     /// ```
     pub fn cancelled(&self) -> CancellationToken {
-        self.rest().flow.token()
+        self.flow().token()
     }
 
     /// The body, to be read piece by piece.
@@ -225,7 +243,7 @@ impl Request {
     /// Takes the request apart.
     pub fn into_parts(mut self) -> (http::request::Parts, RequestBody) {
         match self.slot.take().map(|slot| *slot) {
-            Some(RequestSlot { head: Some(head), rest: Some(rest) }) => (head, rest.body),
+            Some(RequestSlot { head, rest: Some(rest) }) => (head.into_parts(), rest.body),
             _ => unreachable!("{WHOLE}"),
         }
     }
@@ -237,11 +255,9 @@ impl Drop for Request {
     fn drop(&mut self) {
         // Not there when it was taken apart.
         let Some(mut slot) = self.slot.take() else { return };
-        if let Some(head) = slot.head.take() {
-            spare::keep_headers(head.headers);
-        }
+        slot.head.clear();
         if let Some(rest) = &slot.rest {
-            let flow = Rc::clone(&rest.flow);
+            let flow = Rc::clone(rest.body.flow());
             slot.rest = None;
             flow.request_slot.set(Some(slot));
         }
@@ -254,9 +270,9 @@ const WHOLE: &str = "a request that its handler has is whole";
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
-            .field("method", &self.head().method)
-            .field("uri", &self.head().uri)
-            .field("headers", &self.head().headers)
+            .field("method", self.method())
+            .field("uri", self.uri())
+            .field("headers", self.headers())
             .finish_non_exhaustive()
     }
 }
@@ -341,7 +357,7 @@ impl Response {
         self
     }
 
-    fn sheet(&self) -> &Sheet {
+    pub(super) fn sheet(&self) -> &Sheet {
         self.sheet.as_ref().expect(WRITTEN)
     }
 

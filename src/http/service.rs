@@ -25,8 +25,10 @@ use hyper::service::Service;
 
 use super::body::OutBody;
 use super::failure::{FailureCause, tell_failure};
-use super::flow::{BodyOwner, Flow, Frame, Splice};
+use super::flow::{Flow, Splice};
+use super::frame::{BodyOwner, Frame};
 use super::message::{IntoResponse, Request, Response};
+use super::short::{Closes, Short};
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use crate::awaited;
@@ -87,7 +89,7 @@ impl Gate {
         let claims = Claims::of(request.headers());
         // Of the old version hyper takes care.
         flow.persists.set(version == Version::HTTP_11 && !claims.closes);
-        flow.asks_to_close.set(claims.closes);
+        flow.asks_to_close.set(if claims.closes { Closes::Yes } else { Closes::No });
         flow.brings_id.set(claims.has_id);
         match claims.inspect(flow.site(), version, size.is_some()) {
             Ok(()) => true,
@@ -104,38 +106,19 @@ impl Gate {
     fn serve(&self, request: http::Request<Incoming>) -> CallFuture {
         let flow = &self.flow;
         let site = flow.site();
-        let id = if flow.brings_id.get() { inbound_id(request.headers()) } else { None };
+        let id = if flow.brings_id.get() { request.headers().get(X_REQUEST_ID) } else { None };
+        let id = id.and_then(|id| well_formed_id(id.as_bytes()));
         flow.begin(request.method(), request.uri().path(), id);
-        if site.ledger.in_flight() > site.limits.in_flight_max {
-            flow.judge(Verdict::Overloaded);
-        }
         if *request.method() == Method::CONNECT {
             // hyper would treat a 2xx as the start of a tunnel.
-            return self.answered(StatusCode::METHOD_NOT_ALLOWED.into_response());
+            let response = StatusCode::METHOD_NOT_ALLOWED.into_response();
+            return self.future(Stage::Answered(response));
         }
-        if flow.verdict().is_some() {
-            return self.future(Stage::Judged);
-        }
-        let request = Request::new(request, flow, site.limits.body_bytes_max);
-        let answer = catch_unwind(AssertUnwindSafe(|| site.app.call(request)));
-        let response = match answer {
-            // The call goes on with the first poll.
-            Ok(Answer::Later(future)) => {
-                return self.future(Stage::Handling { future, polled: false });
-            }
-            Ok(Answer::Ready(response)) => response,
-            Err(panic) => panicked(flow, &*panic),
-        };
-        site.watch.returned();
-        self.answered(response)
-    }
-
-    fn answered(&self, response: Response) -> CallFuture {
-        self.future(Stage::Answered(response))
+        answer(flow, Request::new(request, flow, site.limits.body_bytes_max))
     }
 
     fn future(&self, stage: Stage) -> CallFuture {
-        CallFuture { flow: Rc::clone(&self.flow), stage }
+        CallFuture::new(&self.flow, stage)
     }
 }
 
@@ -145,8 +128,44 @@ impl Service<http::Request<Incoming>> for Gate {
     type Future = CallFuture;
 
     fn call(&self, request: http::Request<Incoming>) -> CallFuture {
+        if let Some(response) = self.flow.prepared.take() {
+            self.flow.frame.set(Frame::Head);
+            return self.future(Stage::Complete(response));
+        }
         if self.admit(&request) { self.serve(request) } else { self.future(Stage::Rejected) }
     }
+}
+
+/// A request that came the short way is admitted and counted.
+pub(super) fn begin_short(flow: &Rc<Flow>, head: &Short<'_>) -> Request {
+    flow.is_close_delimited.set(false);
+    flow.chunked.set(false);
+    flow.body.set(BodyOwner::Nobody);
+    flow.persists.set(head.closes == Closes::No);
+    flow.asks_to_close.set(head.closes);
+    flow.begin(&Method::GET, head.path(), head.id);
+    Request::short(head, flow)
+}
+
+/// Calls the application, unless there is a verdict already.
+pub(super) fn answer(flow: &Rc<Flow>, request: Request) -> CallFuture {
+    let site = flow.site();
+    if site.ledger.in_flight() > site.limits.in_flight_max {
+        flow.judge(Verdict::Overloaded);
+    }
+    if flow.verdict().is_some() {
+        return CallFuture::new(flow, Stage::Judged);
+    }
+    let response = match catch_unwind(AssertUnwindSafe(|| site.app.call(request))) {
+        // The call goes on with the first poll.
+        Ok(Answer::Later(future)) => {
+            return CallFuture::new(flow, Stage::Handling { future, polled: false });
+        }
+        Ok(Answer::Ready(response)) => response,
+        Err(panic) => panicked(flow, &*panic),
+    };
+    site.watch.returned();
+    CallFuture::new(flow, Stage::Answered(response))
 }
 
 /// What a head says to the server itself. One pass over its fields: a look-up of each costs more
@@ -207,7 +226,7 @@ impl Claims<'_> {
 }
 
 /// As [`is_host`]; most requests name the host that the one before them named.
-fn is_known_host(site: &Site, host: &[u8]) -> bool {
+pub(super) fn is_known_host(site: &Site, host: &[u8]) -> bool {
     let mut known = site.last_host.borrow_mut();
     if *known == host {
         return true;
@@ -305,11 +324,24 @@ enum Stage {
         polled: bool,
     },
     Answered(Response),
-    /// The response is in hyper's hands.
+    /// Answered, and the server has added its part.
+    Complete(Response),
+    /// The response has been handed out.
     Over,
 }
 
 impl CallFuture {
+    fn new(flow: &Rc<Flow>, stage: Stage) -> CallFuture {
+        CallFuture { flow: Rc::clone(flow), stage }
+    }
+
+    /// The whole answer, once it is there.
+    pub(super) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        let mut response = ready!(self.poll_answer(cx));
+        self.complete(&mut response);
+        Poll::Ready(response)
+    }
+
     /// Goes on with the handler; when this is ready, the stage is `Answered`.
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Stage::Handling { future, polled } = &mut self.stage else {
@@ -339,7 +371,9 @@ impl CallFuture {
     fn enter(&mut self, stage: Stage) {
         match std::mem::replace(&mut self.stage, stage) {
             Stage::Handling { future, .. } => drop_quietly(&self.flow, future),
-            Stage::Answered(response) => drop_quietly(&self.flow, response),
+            Stage::Answered(response) | Stage::Complete(response) => {
+                drop_quietly(&self.flow, response);
+            }
             Stage::Rejected | Stage::Judged | Stage::Over => {}
         }
     }
@@ -400,14 +434,17 @@ impl Future for CallFuture {
     type Output = Result<http::Response<OutBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut CallFuture>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = if matches!(self.stage, Stage::Rejected) {
-            let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
-            announce_close(response.other_headers_mut());
-            response
-        } else {
-            let mut response = ready!(self.poll_answer(cx));
-            self.complete(&mut response);
-            response
+        let response = match &self.stage {
+            Stage::Rejected => {
+                let mut response = Response::default().with_status(StatusCode::BAD_REQUEST);
+                announce_close(response.other_headers_mut());
+                response
+            }
+            Stage::Complete(_) => match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Complete(response) => response,
+                _ => unreachable!("it was complete just now"),
+            },
+            _ => ready!(self.poll_response(cx)),
         };
         Poll::Ready(Ok(response.into_http(Rc::clone(&self.flow))))
     }
@@ -418,7 +455,7 @@ impl Drop for CallFuture {
         match self.stage {
             Stage::Rejected | Stage::Over => {}
             // hyper was taken down while the handler worked.
-            Stage::Judged | Stage::Handling { .. } | Stage::Answered(_) => {
+            Stage::Judged | Stage::Handling { .. } | Stage::Answered(_) | Stage::Complete(_) => {
                 self.enter(Stage::Over);
                 self.flow.over();
             }
@@ -464,11 +501,10 @@ fn announce_close(headers: &mut HeaderMap) {
 }
 
 /// The client's request id, when it is one.
-fn inbound_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+pub(super) fn well_formed_id(id: &[u8]) -> Option<&str> {
     let is_well_formed = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    is_well_formed.then_some(id)
+        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
+    if is_well_formed { str::from_utf8(id).ok() } else { None }
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use hyper::server::conn::http1;
 
+use super::date::DateCache;
 use super::failure::OnFailure;
 use super::flow::Splice;
 use super::limits::{HYPER_BUFFER_BYTES_MAX, Limits};
@@ -55,6 +56,8 @@ pub struct Site {
     pub half_close: HalfClose,
     /// What responses say besides.
     pub lines: Lines,
+    /// What responses say of the time.
+    pub date: DateCache,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.

@@ -3,11 +3,14 @@
 
 use std::cell::{Cell, RefCell};
 
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, Version};
 
 use super::message::{Media, Sheet};
 
 thread_local! {
+    /// Where the bytes of heads are shared.
+    static HEADS: RefCell<BytesMut> = RefCell::default();
     /// Empty, and no larger than [`FIELDS_MAX`].
     static HEADERS: RefCell<HeaderMap> = RefCell::default();
     /// As good as new.
@@ -45,6 +48,24 @@ fn exchange(headers: &mut HeaderMap) {
     HEADERS.try_with(|spare| std::mem::swap(&mut *spare.borrow_mut(), headers)).unwrap_or_default();
 }
 
+/// A copy of `bytes` that can be shared. It costs no allocation when what was shared before is
+/// dropped.
+pub fn share(bytes: &[u8]) -> Bytes {
+    // At the thread's end there is no place for it any more.
+    let shared = HEADS.try_with(|heads| {
+        let mut heads = heads.borrow_mut();
+        if heads.capacity() < bytes.len() {
+            heads.reserve(bytes.len().max(SHARED_BYTES));
+        }
+        heads.extend_from_slice(bytes);
+        heads.split().freeze()
+    });
+    shared.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
+}
+
+/// Room for some heads at once.
+const SHARED_BYTES: usize = 2048;
+
 /// A sheet that says nothing yet.
 pub fn take_sheet() -> Box<Sheet> {
     SHEET.try_with(Cell::take).ok().flatten().unwrap_or_default()
@@ -52,9 +73,9 @@ pub fn take_sheet() -> Box<Sheet> {
 
 /// Keeps a sheet, without what it says.
 pub fn keep_sheet(mut sheet: Box<Sheet>) {
-    // Its own header map is gone to hyper, or may be large.
+    // Unless it is gone to hyper.
     if sheet.headers.capacity() > 0 {
-        sheet.headers = HeaderMap::new();
+        keep_headers(std::mem::take(&mut sheet.headers));
     }
     sheet.status = StatusCode::OK;
     sheet.version = Version::HTTP_11;

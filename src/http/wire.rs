@@ -10,9 +10,12 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::buffers::{Input, Loan, Next, Output};
 use super::chunked::Chunked;
-use super::flow::{Ahead, Flow, Frame, HYPER_READ_BYTES, Splice};
+use super::flow::{Flow, Splice};
+use super::frame::{Ahead, Frame, HYPER_READ_BYTES};
 use super::head::HeadLimits;
 use super::limits::{DIRECT_BYTES_MIN, OUT_BYTES_MAX, TURN_BYTES_MAX};
+use super::message::Response;
+use super::short;
 use crate::ledger::RejectedCode;
 use crate::reactor::socket::{Received, Socket, Transport};
 
@@ -117,7 +120,7 @@ impl<T: Transport> Wire<T> {
     pub fn look_behind(&mut self, flow: &Flow) -> io::Result<()> {
         let rest = match flow.frame.get() {
             Frame::Body(rest) => rest,
-            Frame::Head | Frame::HeadDone => 0,
+            Frame::Head | Frame::HeadDone | Frame::StandIn => 0,
             // There is surplus in any case, or hyper is about to read.
             Frame::Chunked | Frame::Anything | Frame::HeadRest(_) => return Ok(()),
         };
@@ -127,6 +130,48 @@ impl<T: Transport> Wire<T> {
         }
         flow.ahead.set(self.ahead());
         Ok(())
+    }
+
+    /// The size of a next head that has come whole.
+    pub fn held_head(&self) -> Option<usize> {
+        self.input.held_head(&self.limits)
+    }
+
+    /// Passes a head of `size` bytes, which hyper is not given.
+    pub fn take_head(&mut self, size: usize, flow: &Flow) {
+        self.input.consume(size);
+        self.budget = self.budget.saturating_sub(size);
+        flow.frame.set(Frame::Head);
+        flow.ahead.set(self.ahead());
+    }
+
+    /// Whether nothing more may move in this turn.
+    pub fn is_spent(&self) -> bool {
+        self.budget == 0
+    }
+
+    /// Where the output ends.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Writes a response as hyper would, or says that it is hyper's to write.
+    pub fn write_short(&mut self, response: &Response, flow: &Flow) -> bool {
+        let site = flow.site();
+        let room = OUT_BYTES_MAX.saturating_sub(self.output.bytes().len());
+        let lines = site.lines.of(flow.splice.get());
+        let output = self.output.buffer();
+        let before = output.len();
+        let end = site.date.end(site.now.get());
+        if !short::write(response, flow.asks_to_close.get(), lines, &end, (output, room)) {
+            return false;
+        }
+        flow.splice.set(Splice::default());
+        let count = output.len() - before;
+        self.written += count as u64;
+        self.budget = self.budget.saturating_sub(count);
+        flow.sent(response.body().whole().map_or(0, <[u8]>::len));
+        true
     }
 
     fn ahead(&self) -> Ahead {
@@ -165,7 +210,12 @@ impl<T: Transport> Wire<T> {
         Poll::Ready(Ok(count))
     }
 
-    fn read_for(&mut self, flow: &Flow, cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn read_for(&mut self, flow: &Flow, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if flow.frame.get() == Frame::StandIn {
+            cursor.put_slice(short::stand_in(flow.asks_to_close.get()));
+            flow.frame.set(Frame::HeadDone);
+            return Poll::Ready(Ok(()));
+        }
         if matches!(flow.frame.get(), Frame::Body(0)) {
             flow.frame.set(Frame::Head);
         }
@@ -188,7 +238,9 @@ impl<T: Transport> Wire<T> {
         let limit = match flow.frame.get() {
             Frame::HeadRest(rest) => rest as u64,
             Frame::Body(rest) => rest,
-            Frame::Head | Frame::HeadDone | Frame::Chunked | Frame::Anything => u64::MAX,
+            Frame::Head | Frame::HeadDone | Frame::StandIn | Frame::Chunked | Frame::Anything => {
+                u64::MAX
+            }
         };
         let Poll::Ready(count) = self.hand_over(cursor, flow.frame.get(), limit)? else {
             return Poll::Pending;
@@ -205,7 +257,7 @@ impl<T: Transport> Wire<T> {
             Frame::HeadDone => flow.frame.set(Frame::Anything),
             Frame::Chunked if self.chunked.is_done() => flow.frame.set(Frame::Head),
             Frame::Chunked if self.chunked.is_broken() => flow.frame.set(Frame::Anything),
-            Frame::Head | Frame::Chunked | Frame::Anything => {}
+            Frame::Head | Frame::StandIn | Frame::Chunked | Frame::Anything => {}
         }
         if flow.site().mode.get().announces() {
             // This request may be answered before hyper's poll ends.

@@ -1,0 +1,96 @@
+//! A request's head, as handlers ask for it.
+
+use std::cell::OnceCell;
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Uri};
+
+use super::short::{FIELDS_MAX, Short};
+use super::spare;
+
+/// A request's head: as hyper parsed it, or as it was sent. The latter is made into the former when
+/// a handler asks for more than the method and the path.
+#[derive(Default)]
+pub(super) struct RequestHead {
+    parts: OnceCell<Parts>,
+    /// A head that came the [short way](super::short), which has proved that it can be parsed;
+    /// empty when hyper parsed it. The room of both is kept for the next.
+    sent: Vec<u8>,
+    /// Its path and query.
+    target: String,
+    /// How much of it the path is.
+    path_bytes: usize,
+}
+
+impl RequestHead {
+    /// Puts a head that hyper parsed in its place.
+    pub fn set_parsed(&mut self, parts: Parts) {
+        self.parts = OnceCell::from(parts);
+    }
+
+    /// Puts a head that came the short way in its place.
+    pub fn set_sent(&mut self, head: &Short<'_>) {
+        self.sent.extend_from_slice(head.bytes);
+        self.target.push_str(head.target);
+        self.path_bytes = head.path().len();
+    }
+
+    /// Forgets the head; its header map goes to the next response that is made on the thread.
+    pub fn clear(&mut self) {
+        self.sent.clear();
+        self.target.clear();
+        if let Some(parts) = self.parts.take() {
+            spare::keep_headers(parts.headers);
+        }
+    }
+
+    fn is_sent(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    pub fn method(&self) -> &Method {
+        if self.is_sent() { &Method::GET } else { &self.parts().method }
+    }
+
+    pub fn path(&self) -> &str {
+        if self.is_sent() { &self.target[..self.path_bytes] } else { self.parts().uri.path() }
+    }
+
+    pub fn query(&self) -> Option<&str> {
+        if self.is_sent() {
+            self.target.get(self.path_bytes + 1..)
+        } else {
+            self.parts().uri.query()
+        }
+    }
+
+    pub fn parts(&self) -> &Parts {
+        self.parts.get_or_init(|| parse(&self.sent))
+    }
+
+    pub fn into_parts(self) -> Parts {
+        let RequestHead { parts, sent, .. } = self;
+        parts.into_inner().unwrap_or_else(|| parse(&sent))
+    }
+}
+
+/// What hyper would have made of a head that came the short way.
+fn parse(head: &[u8]) -> Parts {
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    let shared = spare::share(head);
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    let parsed = request.parse(&shared);
+    debug_assert!(parsed.is_ok_and(|status| status.is_complete()), "{NOT_SHORT}");
+    let target = request.path.expect(NOT_SHORT);
+    parts.uri = Uri::from_maybe_shared(shared.slice_ref(target.as_bytes())).expect(NOT_SHORT);
+    spare::take_headers(&mut parts.headers);
+    for field in request.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).expect(NOT_SHORT);
+        let value = HeaderValue::from_maybe_shared(shared.slice_ref(field.value));
+        parts.headers.append(name, value.expect(NOT_SHORT));
+    }
+    parts
+}
+
+const NOT_SHORT: &str = "a head that came the short way was parsed before";

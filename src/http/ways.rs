@@ -1,0 +1,151 @@
+//! Through whom a hot connection's requests go: hyper, or the [short way](super::short) past it.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use hyper::server::conn::http1;
+
+use super::flow::Flow;
+use super::frame::Frame;
+use super::service::{CallFuture, Gate, answer, begin_short};
+use super::short::{self, Closes};
+use super::site::Mode;
+use super::wire::{Io, Pieces, Wire};
+use crate::reactor::socket::Transport;
+
+/// Both ways. One request at a time is on either.
+pub(super) struct Ways<T: Transport + 'static> {
+    /// Made for the first request that needs it.
+    hyper: Option<http1::Connection<Io<T>, Gate>>,
+    /// What it was or will be made with.
+    pieces: Pieces,
+    /// The request on the short way.
+    call: Option<CallFuture>,
+}
+
+/// How far a request got on the short way.
+enum Got {
+    /// All there was to do is done.
+    Far,
+    /// The connection closes after the response that was written last.
+    End,
+    /// Hyper is to go on.
+    Hyper,
+}
+
+impl<T: Transport> Ways<T> {
+    pub fn new() -> Ways<T> {
+        Ways { hyper: None, pieces: Pieces::Copied, call: None }
+    }
+
+    /// Goes on with the request at hand, and with those behind it that have come. `head` is the
+    /// size of a next head that is there whole; the connection is idle then. Ready when the
+    /// connection closes.
+    pub fn poll(
+        &mut self,
+        wire: &Rc<RefCell<Wire<T>>>,
+        flow: &Rc<Flow>,
+        head: Option<usize>,
+        cx: &mut Context<'_>,
+    ) -> Poll<hyper::Result<()>> {
+        if self.call.is_some() || head.is_some_and(|size| self.take(wire, flow, size)) {
+            match self.go(wire, flow, cx) {
+                Got::Far => return Poll::Pending,
+                Got::End => return Poll::Ready(Ok(())),
+                Got::Hyper => {}
+            }
+        }
+        Pin::new(self.hyper(wire, flow)).poll(cx)
+    }
+
+    /// Takes a head of `size` bytes the short way, if it is ordinary.
+    fn take(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, size: usize) -> bool {
+        // A shutdown has rules of its own for what is announced when; they are those of hyper's way.
+        if flow.site().mode.get() != Mode::Serving {
+            return false;
+        }
+        let mut wire = wire.borrow_mut();
+        let Some(head) = short::read(&wire.input.bytes()[..size], flow.site()) else {
+            return false;
+        };
+        let request = begin_short(flow, &head);
+        wire.take_head(size, flow);
+        drop(wire);
+        self.call = Some(answer(flow, request));
+        true
+    }
+
+    fn go(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, cx: &mut Context<'_>) -> Got {
+        let mut left = REQUESTS_MAX;
+        while let Some(call) = &mut self.call {
+            let Poll::Ready(response) = call.poll_response(cx) else { break };
+            self.call = None;
+            let closes = flow.asks_to_close.get();
+            let mut borrowed = wire.borrow_mut();
+            if !borrowed.write_short(&response, flow) {
+                drop(borrowed);
+                flow.prepared.set(Some(response));
+                flow.frame.set(Frame::StandIn);
+                return Got::Hyper;
+            }
+            flow.over();
+            flow.mark(borrowed.written());
+            if closes == Closes::Yes {
+                return Got::End;
+            }
+            let Some(size) = borrowed.held_head() else { break };
+            left -= 1;
+            if left == 0 || borrowed.is_spent() {
+                borrowed.yielded = true;
+                break;
+            }
+            drop(borrowed);
+            drop(response);
+            if !self.take(wire, flow, size) {
+                flow.frame.set(Frame::HeadRest(size));
+                return Got::Hyper;
+            }
+        }
+        Got::Far
+    }
+
+    fn hyper(
+        &mut self,
+        wire: &Rc<RefCell<Wire<T>>>,
+        flow: &Rc<Flow>,
+    ) -> &mut http1::Connection<Io<T>, Gate> {
+        let pieces = self.pieces;
+        self.hyper.get_or_insert_with(|| {
+            let io = Io { wire: Rc::clone(wire), flow: Rc::clone(flow), pieces };
+            flow.site().builder.serve_connection(io, Gate::new(Rc::clone(flow)))
+        })
+    }
+
+    /// Has hyper write as suits the responses so far. With a head at hand that it has not seen, it
+    /// holds nothing of a request or a response: it may be made anew.
+    pub fn suit_responses(&mut self, flow: &Flow) {
+        if flow.sends_large.get() && self.pieces == Pieces::Copied {
+            self.pieces = Pieces::Queued;
+            self.hyper = None;
+        }
+    }
+
+    /// Takes hyper down and gives what it had read of a next head.
+    pub fn into_read(self) -> Vec<u8> {
+        debug_assert!(self.call.is_none(), "a connection hibernates with nothing at hand");
+        self.hyper.map(|hyper| hyper.into_parts().read_buf.to_vec()).unwrap_or_default()
+    }
+
+    /// hyper's own shutdown, which loses requests.
+    #[cfg(test)]
+    pub fn shut_down_by_hyper(&mut self, wire: &Rc<RefCell<Wire<T>>>, flow: &Rc<Flow>) {
+        if self.call.is_none() {
+            Pin::new(self.hyper(wire, flow)).graceful_shutdown();
+        }
+    }
+}
+
+/// Requests of one connection that are answered in one go, as many as hyper's.
+const REQUESTS_MAX: usize = 16;
