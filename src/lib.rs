@@ -176,7 +176,7 @@ pub mod internal {
         pub use crate::health_check::*;
     }
     pub mod http {
-        pub use crate::http::{buffers, connection, date, service, site, watch};
+        pub use crate::http::{buffers, connection, service, site, watch};
     }
     pub mod pool {
         pub use crate::pool::{

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use ebbtide::internal::http::buffers::Loan;
 use ebbtide::internal::http::connection::{Connection, Means, Step};
-use ebbtide::internal::http::date::DateCache;
 use ebbtide::internal::http::service::{Answer, App};
 use ebbtide::internal::http::site::{AccessLog, Grace, Lines, Mode, RequestIds, Site, builder};
 use ebbtide::internal::metrics::Metrics;
@@ -177,7 +176,6 @@ impl World {
             shutdown: CancellationToken::default(),
             half_close: HalfClose::Cancel,
             lines: Lines::new(&limits),
-            date: DateCache::default(),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             limits,

@@ -16,6 +16,7 @@ use super::flow::Flow;
 use super::frame::BodyOwner;
 use super::limits::OUT_BYTES_MAX;
 use super::message::{IntoResponse, Response};
+use super::spare;
 use super::verdict::Verdict;
 use crate::said::panic_message;
 
@@ -343,10 +344,18 @@ where
     }
 }
 
+/// Where a request body comes from.
+enum Source {
+    /// It was there with the head, and the handler has yet to get it.
+    Whole(Bytes),
+    Hyper(Incoming),
+    /// There is none, or no more.
+    Nowhere,
+}
+
 /// A request body. Limited in size, rate and patience by the listener's limits and its route.
 pub struct RequestBody {
-    /// `None` when the head said that there is none.
-    incoming: Option<Incoming>,
+    source: Source,
     flow: Rc<Flow>,
     /// Bytes that may still come before it is too large.
     allowed: u64,
@@ -357,12 +366,15 @@ impl RequestBody {
         if !incoming.is_end_stream() {
             flow.body.set(BodyOwner::Application);
         }
-        RequestBody { incoming: Some(incoming), flow, allowed: bytes_max }
+        RequestBody { source: Source::Hyper(incoming), flow, allowed: bytes_max }
     }
 
-    /// Of a request that has none.
-    pub(super) fn none(flow: Rc<Flow>) -> RequestBody {
-        RequestBody { incoming: None, flow, allowed: 0 }
+    /// One that came the short way.
+    pub(super) fn whole(bytes: &[u8], flow: Rc<Flow>) -> RequestBody {
+        let source =
+            if bytes.is_empty() { Source::Nowhere } else { Source::Whole(spare::share(bytes)) };
+        let allowed = flow.site().limits.body_bytes_max;
+        RequestBody { source, flow, allowed }
     }
 
     pub(super) fn flow(&self) -> &Rc<Flow> {
@@ -425,7 +437,16 @@ impl HttpBody for RequestBody {
             self.flow.judge(Verdict::BodyTooLarge);
             return Poll::Ready(Some(Err(BodyError::TooLarge)));
         }
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let incoming = match &mut self.source {
+            Source::Hyper(incoming) => incoming,
+            Source::Nowhere => return Poll::Ready(None),
+            Source::Whole(_) => {
+                let source = std::mem::replace(&mut self.source, Source::Nowhere);
+                let Source::Whole(bytes) = source else { unreachable!() };
+                self.flow.body_received(bytes.len() as u64);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+        };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
                 self.flow.body_awaited();
@@ -455,11 +476,19 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
+        match &self.source {
+            Source::Whole(_) => false,
+            Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::Nowhere => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Hyper(incoming) => incoming.size_hint(),
+            Source::Nowhere => SizeHint::with_exact(0),
+        }
     }
 }
 

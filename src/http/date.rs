@@ -1,15 +1,16 @@
 //! The wall clock, for `Date` headers.
 
 use std::cell::Cell;
+use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use httpdate::HttpDate;
 
 /// The end of a head that has a date: `date: Sun, 06 Nov 1994 08:49:37 GMT`, between the line end
 /// before it and the empty line behind it.
 pub type DateEnd = [u8; DATE_END_BYTES];
 
-const DATE_END_BYTES: usize = BEFORE.len() + HTTP_DATE_BYTES + AFTER.len();
-const BEFORE: &[u8] = b"\r\ndate: ";
-const AFTER: &[u8] = b"\r\n\r\n";
+const DATE_END_BYTES: usize = "\r\ndate: ".len() + HTTP_DATE_BYTES + "\r\n\r\n".len();
 
 /// An IMF-fixdate (RFC 9110, 5.6.7).
 const HTTP_DATE_BYTES: usize = 29;
@@ -43,13 +44,9 @@ impl DateCache {
         let nanos = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
         let left = Duration::from_secs(1).saturating_sub(Duration::from_nanos(nanos.into()));
         self.until.set(Some(now + left));
-        let date = httpdate::fmt_http_date(time);
-        let mut end = [b' '; DATE_END_BYTES];
-        for (byte, said) in
-            end.iter_mut().zip(BEFORE.iter().chain(date.as_bytes()).chain(AFTER).copied())
-        {
-            *byte = said;
-        }
+        let mut end = [0; DATE_END_BYTES];
+        let written = write!(&mut end[..], "\r\ndate: {}\r\n\r\n", HttpDate::from(time));
+        debug_assert!(written.is_ok(), "an HTTP date has {HTTP_DATE_BYTES} bytes");
         self.end.set(end);
     }
 }

@@ -98,10 +98,10 @@ impl Request {
     }
 
     /// One that came the short way.
-    pub(super) fn short(head: &Short<'_>, flow: &Rc<Flow>) -> Request {
+    pub(super) fn short(request: &Short<'_>, flow: &Rc<Flow>) -> Request {
         let mut slot = flow.request_slot.take().unwrap_or_default();
-        slot.head.set_sent(head);
-        slot.rest = Some(Rest::new(RequestBody::none(Rc::clone(flow))));
+        slot.head.set_sent(request);
+        slot.rest = Some(Rest::new(RequestBody::whole(request.body, Rc::clone(flow))));
         Request { slot: Some(slot) }
     }
 

@@ -20,7 +20,7 @@ pub mod body;
 pub mod buffers;
 mod chunked;
 pub mod connection;
-pub mod date;
+mod date;
 mod exchange;
 mod failure;
 pub mod flow;

@@ -16,6 +16,7 @@ pub(super) struct RequestHead {
     /// A head that came the [short way](super::short), which has proved that it can be parsed;
     /// empty when hyper parsed it. The room of both is kept for the next.
     sent: Vec<u8>,
+    method: Method,
     /// Its path and query.
     target: String,
     /// How much of it the path is.
@@ -29,10 +30,11 @@ impl RequestHead {
     }
 
     /// Puts a head that came the short way in its place.
-    pub fn set_sent(&mut self, head: &Short<'_>) {
-        self.sent.extend_from_slice(head.bytes);
-        self.target.push_str(head.target);
-        self.path_bytes = head.path().len();
+    pub fn set_sent(&mut self, request: &Short<'_>) {
+        self.sent.extend_from_slice(request.head);
+        self.method.clone_from(&request.method);
+        self.target.push_str(request.target);
+        self.path_bytes = request.path().len();
     }
 
     /// Forgets the head; its header map goes to the next response that is made on the thread.
@@ -49,7 +51,7 @@ impl RequestHead {
     }
 
     pub fn method(&self) -> &Method {
-        if self.is_sent() { &Method::GET } else { &self.parts().method }
+        if self.is_sent() { &self.method } else { &self.parts().method }
     }
 
     pub fn path(&self) -> &str {
@@ -65,18 +67,19 @@ impl RequestHead {
     }
 
     pub fn parts(&self) -> &Parts {
-        self.parts.get_or_init(|| parse(&self.sent))
+        self.parts.get_or_init(|| parse(&self.sent, self.method.clone()))
     }
 
     pub fn into_parts(self) -> Parts {
-        let RequestHead { parts, sent, .. } = self;
-        parts.into_inner().unwrap_or_else(|| parse(&sent))
+        let RequestHead { parts, sent, method, .. } = self;
+        parts.into_inner().unwrap_or_else(|| parse(&sent, method))
     }
 }
 
 /// What hyper would have made of a head that came the short way.
-fn parse(head: &[u8]) -> Parts {
+fn parse(head: &[u8], method: Method) -> Parts {
     let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = method;
     let shared = spare::share(head);
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);

@@ -137,14 +137,14 @@ impl Service<http::Request<Incoming>> for Gate {
 }
 
 /// A request that came the short way is admitted and counted.
-pub(super) fn begin_short(flow: &Rc<Flow>, head: &Short<'_>) -> Request {
+pub(super) fn begin_short(flow: &Rc<Flow>, request: &Short<'_>) -> Request {
     flow.is_close_delimited.set(false);
     flow.chunked.set(false);
     flow.body.set(BodyOwner::Nobody);
-    flow.persists.set(head.closes == Closes::No);
-    flow.asks_to_close.set(head.closes);
-    flow.begin(&Method::GET, head.path(), head.id);
-    Request::short(head, flow)
+    flow.persists.set(request.closes == Closes::No);
+    flow.asks_to_close.set(request.closes);
+    flow.begin(&request.method, request.path(), request.id);
+    Request::short(request, flow)
 }
 
 /// Calls the application, unless there is a verdict already.

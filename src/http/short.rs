@@ -1,4 +1,4 @@
-//! The short way: an ordinary GET is read and a small response written without hyper. Pure.
+//! The short way: an ordinary request is read and a small response written without hyper. Pure.
 //!
 //! hyper keeps books of bodies, upgrades, trailers and versions, which most requests need none of:
 //! reading and writing such a one through it is two thirds of all that the server does for it. So
@@ -10,7 +10,7 @@
 use std::mem::MaybeUninit;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, TRAILER, TRANSFER_ENCODING};
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 
 use super::date::DateEnd;
 use super::limits::DIRECT_BYTES_MIN;
@@ -18,14 +18,17 @@ use super::message::Response;
 use super::service::{is_known_host, well_formed_id};
 use super::site::Site;
 
-/// The head of an ordinary request: GET of a path, HTTP/1.1, no body, nothing that hyper or the
-/// gate would act on but what is here.
+/// An ordinary request: of a path, HTTP/1.1, all there, nothing that hyper or the gate would act on
+/// but what is here.
 pub(super) struct Short<'a> {
-    /// All of it.
-    pub bytes: &'a [u8],
+    pub method: Method,
     /// Path and query.
     pub target: &'a str,
     path_bytes: usize,
+    /// All of its head.
+    pub head: &'a [u8],
+    /// All of its body; empty when there is none.
+    pub body: &'a [u8],
     /// Whether the client asks for the connection to be closed.
     pub closes: Closes,
     /// The id that it brings.
@@ -35,6 +38,11 @@ pub(super) struct Short<'a> {
 impl<'a> Short<'a> {
     pub fn path(&self) -> &'a str {
         &self.target[..self.path_bytes]
+    }
+
+    /// Its bytes, head and body.
+    pub fn size(&self) -> usize {
+        self.head.len() + self.body.len()
     }
 }
 
@@ -48,11 +56,9 @@ pub(super) enum Closes {
 /// Header fields that a request on the short way may have.
 pub(super) const FIELDS_MAX: usize = 32;
 
-/// Reads a complete head. `None`: it is hyper's, whatever it is.
-pub(super) fn read<'a>(head: &'a [u8], site: &Site) -> Option<Short<'a>> {
-    if !head.starts_with(b"GET /") {
-        return None;
-    }
+/// Reads a request whose head of `head_bytes` is there whole. `None`: it is hyper's.
+pub(super) fn read<'a>(bytes: &'a [u8], head_bytes: usize, site: &Site) -> Option<Short<'a>> {
+    let (head, behind) = bytes.split_at(head_bytes);
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let fields = &mut fields[..FIELDS_MAX.min(site.limits.header_fields_max)];
     let mut request = httparse::Request::new(&mut []);
@@ -63,11 +69,18 @@ pub(super) fn read<'a>(head: &'a [u8], site: &Site) -> Option<Short<'a>> {
     if request.version != Some(1) {
         return None;
     }
+    let method = match request.method? {
+        "GET" => Method::GET,
+        "POST" => Method::POST,
+        "PUT" => Method::PUT,
+        "PATCH" => Method::PATCH,
+        "DELETE" => Method::DELETE,
+        _ => return None,
+    };
     let target = request.path?;
     let path_bytes = path_bytes(target)?;
-    let mut short = Short { bytes: head, target, path_bytes, closes: Closes::No, id: None };
-    let mut has_host = false;
-    let mut has_id = false;
+    let (mut closes, mut id, mut length) = (Closes::No, None, None);
+    let (mut has_host, mut has_id) = (false, false);
     for field in request.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
@@ -76,23 +89,40 @@ pub(super) fn read<'a>(head: &'a [u8], site: &Site) -> Option<Short<'a>> {
             }
         } else if is("connection") {
             if field.value.eq_ignore_ascii_case(b"close") {
-                short.closes = Closes::Yes;
+                closes = Closes::Yes;
             } else if !field.value.eq_ignore_ascii_case(b"keep-alive") {
                 return None;
             }
         } else if is("x-request-id") {
             if !std::mem::replace(&mut has_id, true) {
-                short.id = well_formed_id(field.value);
+                id = well_formed_id(field.value);
+            }
+        } else if is("content-length") {
+            if length.replace(body_bytes(field.value)?).is_some() {
+                return None;
             }
         } else if HYPERS.into_iter().any(is) {
             return None;
         }
     }
-    has_host.then_some(short)
+    let body = behind.get(..length.unwrap_or(0))?;
+    has_host.then_some(Short { method, target, path_bytes, head, body, closes, id })
 }
 
-/// Fields besides `Connection` that hyper acts on: bodies, 100-continue and upgrades.
-const HYPERS: [&str; 4] = ["content-length", "transfer-encoding", "expect", "upgrade"];
+/// What else hyper acts on: codings, 100-continue and upgrades.
+const HYPERS: [&str; 3] = ["transfer-encoding", "expect", "upgrade"];
+
+/// A `Content-Length` (RFC 9110, 8.6) that no two readers read differently: digits, not many.
+fn body_bytes(value: &[u8]) -> Option<usize> {
+    let is_plain = (1..=LENGTH_DIGITS_MAX).contains(&value.len());
+    if !is_plain || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(value.iter().fold(0, |length, digit| length * 10 + usize::from(digit - b'0')))
+}
+
+/// Of more than an input buffer holds, so that no sum overflows.
+const LENGTH_DIGITS_MAX: usize = 8;
 
 /// How much of `target` its path is. `None`: whoever parses URIs had better look at it.
 fn path_bytes(target: &str) -> Option<usize> {
@@ -100,6 +130,9 @@ fn path_bytes(target: &str) -> Option<usize> {
         return None;
     }
     let bytes = target.as_bytes();
+    if !bytes.starts_with(b"/") {
+        return None;
+    }
     let path = bytes.iter().position(|byte| !PATH_BYTES[usize::from(*byte)]);
     let Some(path) = path else { return Some(bytes.len()) };
     let query = bytes[path..].strip_prefix(b"?")?;

@@ -56,8 +56,6 @@ pub struct Site {
     pub half_close: HalfClose,
     /// What responses say besides.
     pub lines: Lines,
-    /// What responses say of the time.
-    pub date: DateCache,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
     /// The turn's `now`.
@@ -119,6 +117,8 @@ pub enum HalfClose {
 pub struct Lines {
     /// By [`Media`], without and with those on the idle time that follows.
     by_media: [[Box<[u8]>; 2]; 3],
+    /// The line on the time.
+    pub(super) date: DateCache,
 }
 
 impl Lines {
@@ -126,6 +126,7 @@ impl Lines {
     pub fn new(limits: &Limits) -> Lines {
         let keep_alive = keep_alive(limits);
         Lines {
+            date: DateCache::default(),
             by_media: Media::ALL.map(|media| {
                 let line = media.line();
                 let both = [keep_alive.as_str(), &line].concat();

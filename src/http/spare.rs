@@ -9,8 +9,8 @@ use http::{HeaderMap, StatusCode, Version};
 use super::message::{Media, Sheet};
 
 thread_local! {
-    /// Where the bytes of heads are shared.
-    static HEADS: RefCell<BytesMut> = RefCell::default();
+    /// Where bytes are shared.
+    static SHARED: RefCell<BytesMut> = RefCell::default();
     /// Empty, and no larger than [`FIELDS_MAX`].
     static HEADERS: RefCell<HeaderMap> = RefCell::default();
     /// As good as new.
@@ -51,19 +51,22 @@ fn exchange(headers: &mut HeaderMap) {
 /// A copy of `bytes` that can be shared. It costs no allocation when what was shared before is
 /// dropped.
 pub fn share(bytes: &[u8]) -> Bytes {
+    if bytes.len() > SHARED_BYTES {
+        return Bytes::copy_from_slice(bytes);
+    }
     // At the thread's end there is no place for it any more.
-    let shared = HEADS.try_with(|heads| {
-        let mut heads = heads.borrow_mut();
-        if heads.capacity() < bytes.len() {
-            heads.reserve(bytes.len().max(SHARED_BYTES));
+    let shared = SHARED.try_with(|room| {
+        let mut room = room.borrow_mut();
+        if room.capacity() < bytes.len() {
+            room.reserve(SHARED_BYTES);
         }
-        heads.extend_from_slice(bytes);
-        heads.split().freeze()
+        room.extend_from_slice(bytes);
+        room.split().freeze()
     });
     shared.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
 }
 
-/// Room for some heads at once.
+/// Room for some heads or small bodies at once.
 const SHARED_BYTES: usize = 2048;
 
 /// A sheet that says nothing yet.

@@ -60,18 +60,17 @@ impl<T: Transport> Ways<T> {
         Pin::new(self.hyper(wire, flow)).poll(cx)
     }
 
-    /// Takes a head of `size` bytes the short way, if it is ordinary.
+    /// Takes a request with a head of `size` bytes the short way, if it is ordinary.
     fn take(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, size: usize) -> bool {
-        // A shutdown has rules of its own for what is announced when; they are those of hyper's way.
+        // A shutdown has rules of its own for what is announced when: they are those of hyper's
+        // way.
         if flow.site().mode.get() != Mode::Serving {
             return false;
         }
         let mut wire = wire.borrow_mut();
-        let Some(head) = short::read(&wire.input.bytes()[..size], flow.site()) else {
-            return false;
-        };
-        let request = begin_short(flow, &head);
-        wire.take_head(size, flow);
+        let Some(short) = short::read(wire.input.bytes(), size, flow.site()) else { return false };
+        let (request, size) = (begin_short(flow, &short), short.size());
+        wire.pass(size, flow);
         drop(wire);
         self.call = Some(answer(flow, request));
         true

@@ -137,8 +137,8 @@ impl<T: Transport> Wire<T> {
         self.input.held_head(&self.limits)
     }
 
-    /// Passes a head of `size` bytes, which hyper is not given.
-    pub fn take_head(&mut self, size: usize, flow: &Flow) {
+    /// Passes a request of `size` bytes, which hyper is not given.
+    pub fn pass(&mut self, size: usize, flow: &Flow) {
         self.input.consume(size);
         self.budget = self.budget.saturating_sub(size);
         flow.frame.set(Frame::Head);
@@ -162,7 +162,7 @@ impl<T: Transport> Wire<T> {
         let lines = site.lines.of(flow.splice.get());
         let output = self.output.buffer();
         let before = output.len();
-        let end = site.date.end(site.now.get());
+        let end = site.lines.date.end(site.now.get());
         if !short::write(response, flow.asks_to_close.get(), lines, &end, (output, room)) {
             return false;
         }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use crate::app::Router;
 use crate::http::OnFailure;
-use crate::http::date::DateCache;
 use crate::http::limits::Limits;
 use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
@@ -58,7 +57,6 @@ impl SiteSetup {
             shutdown: self.shutdown,
             half_close: self.half_close,
             lines: Lines::new(&self.limits),
-            date: DateCache::default(),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(now),
             #[cfg(test)]

@@ -52,6 +52,8 @@ mod connections;
 
 mod report;
 
+mod short_way;
+
 mod shutdown;
 
 mod shutdown_idle;

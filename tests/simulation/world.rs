@@ -19,7 +19,6 @@ use super::rng::Rng;
 use super::script::Writer;
 use super::settings::Settings;
 use crate::drain::{Drain, Input, Order, Phase};
-use crate::http::date::DateCache;
 use crate::http::site::{AccessLog, Fault, Grace, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::{EndedRequest, Watch};
 use crate::ledger::{Counts, Ledger};
@@ -491,7 +490,6 @@ impl Worker {
             lines: Lines::new(&settings.limits),
             mode: Cell::new(Mode::Serving),
             now: Cell::new(stage.epoch),
-            date: DateCache::default(),
             fault: Cell::new(case.fault),
             limits: settings.limits.clone(),
         };
