@@ -143,12 +143,15 @@ impl Input {
         self.find_head(socket, limits)
     }
 
-    /// The size of a complete head that was read already.
-    pub(super) fn held_head(&self, limits: &HeadLimits) -> Option<usize> {
-        match examine(self.bytes(), limits) {
-            Head::Complete(size) => Some(size),
-            Head::Partial | Head::Rejected(_) => None,
+    /// Whether there are bytes that nobody has looked at, reading when there are none.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub(super) fn is_fresh<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<bool> {
+        if self.is_empty() && socket.is_readable() {
+            self.fill(socket)?;
         }
+        Ok(!self.is_empty() && self.examined == 0)
     }
 
     fn find_head<T: Transport>(

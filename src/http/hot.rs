@@ -198,19 +198,23 @@ impl<T: Transport> Hot<T> {
         if let Some(ran) = self.overdue(now) {
             return ran;
         }
-        let mut next = None;
+        // A request that is taken now has been seen with all that came behind it.
+        let may_close = site.mode.get().announces() || self.flow.is_handling();
         if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
             let owes = self.stalled || !self.flow.is_settled();
             if owes && let Some(ran) = self.flush(now) {
                 return ran;
             }
-            match self.look_ahead(now) {
-                Ahead::Head(bytes) => next = Some(bytes),
-                Ahead::Is(ran) => return ran,
+            match self.take_short() {
+                Ok(true) => {}
+                Ok(false) => match self.look_ahead(now) {
+                    Ahead::Head => {}
+                    Ahead::Is(ran) => return ran,
+                },
+                Err(_) => return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned),
             }
             self.ways.suit_responses(&self.flow);
         }
-        let may_close = site.mode.get().announces() || self.flow.is_handling();
         if may_close && self.look_behind().is_err() {
             return self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned);
         }
@@ -221,7 +225,7 @@ impl<T: Transport> Hot<T> {
         let polled = {
             let mut cx = Context::from_waker(&self.waker);
             let Hot { ways, wire, flow, .. } = self;
-            catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, next, &mut cx)))
+            catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, &mut cx)))
         };
         if let Some(ran) = self.flush(now) {
             return ran;
@@ -281,7 +285,7 @@ impl<T: Transport> Hot<T> {
             return Ran::Wait(None);
         }
         match self.look_ahead(now) {
-            Ahead::Head(_) => Ran::Again,
+            Ahead::Head => Ran::Again,
             Ahead::Is(ran) => ran,
         }
     }
@@ -302,6 +306,14 @@ impl<T: Transport> Hot<T> {
         self.wire.borrow_mut().look_behind(&self.flow)
     }
 
+    /// With no request at hand: takes an ordinary one, without a second look at where it ends.
+    fn take_short(&mut self) -> io::Result<bool> {
+        if self.is_last() || !self.wire.borrow_mut().is_fresh()? {
+            return Ok(false);
+        }
+        Ok(self.ways.take(&self.wire, &self.flow))
+    }
+
     /// With no request at hand: what comes next?
     fn look_ahead(&mut self, now: Instant) -> Ahead {
         if self.is_last() {
@@ -309,7 +321,7 @@ impl<T: Transport> Hot<T> {
         }
         let next = self.wire.borrow_mut().next_head(&self.flow);
         Ahead::Is(match next {
-            Ok(Next::Complete(size)) => return Ahead::Head(size),
+            Ok(Next::Complete(_)) => return Ahead::Head,
             Ok(Next::Nothing) => Ran::Wait(None),
             Ok(Next::Partial) => {
                 self.head_since.get_or_insert(now);
@@ -533,8 +545,8 @@ const STALL_LOOKS: u32 = 4;
 
 /// What an idle connection finds.
 enum Ahead {
-    /// A next head, of so many bytes.
-    Head(usize),
+    /// A head for hyper.
+    Head,
     Is(Ran),
 }
 

@@ -56,16 +56,22 @@ pub(super) enum Closes {
 /// Header fields that a request on the short way may have.
 pub(super) const FIELDS_MAX: usize = 32;
 
-/// Reads a request whose head of `head_bytes` is there whole. `None`: it is hyper's.
-pub(super) fn read<'a>(bytes: &'a [u8], head_bytes: usize, site: &Site) -> Option<Short<'a>> {
-    let (head, behind) = bytes.split_at(head_bytes);
+/// Reads the request that `bytes` begin with. `None`: it is hyper's, or not all there.
+pub(super) fn read<'a>(bytes: &'a [u8], site: &Site) -> Option<Short<'a>> {
+    let limits = &site.limits;
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-    let fields = &mut fields[..FIELDS_MAX.min(site.limits.header_fields_max)];
+    let fields = &mut fields[..FIELDS_MAX.min(limits.header_fields_max)];
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, fields) {
-        Ok(httparse::Status::Complete(parsed)) if parsed == head.len() => {}
-        _ => return None,
+    let Ok(httparse::Status::Complete(head_bytes)) =
+        request.parse_with_uninit_headers(bytes, fields)
+    else {
+        return None;
+    };
+    // No part of it can be larger than the whole, and that is within each limit.
+    if head_bytes > limits.head_bytes_max.min(limits.request_line_bytes_max) {
+        return None;
     }
+    let (head, behind) = bytes.split_at(head_bytes);
     if request.version != Some(1) {
         return None;
     }

@@ -40,17 +40,15 @@ impl<T: Transport> Ways<T> {
         Ways { hyper: None, pieces: Pieces::Copied, call: None }
     }
 
-    /// Goes on with the request at hand, and with those behind it that have come. `head` is the
-    /// size of a next head that is there whole; the connection is idle then. Ready when the
-    /// connection closes.
+    /// Goes on with the request at hand, or with the head that hyper is to get, and with what has
+    /// come behind. Ready when the connection closes.
     pub fn poll(
         &mut self,
         wire: &Rc<RefCell<Wire<T>>>,
         flow: &Rc<Flow>,
-        head: Option<usize>,
         cx: &mut Context<'_>,
     ) -> Poll<hyper::Result<()>> {
-        if self.call.is_some() || head.is_some_and(|size| self.take(wire, flow, size)) {
+        if self.call.is_some() {
             match self.go(wire, flow, cx) {
                 Got::Far => return Poll::Pending,
                 Got::End => return Poll::Ready(Ok(())),
@@ -60,15 +58,15 @@ impl<T: Transport> Ways<T> {
         Pin::new(self.hyper(wire, flow)).poll(cx)
     }
 
-    /// Takes a request with a head of `size` bytes the short way, if it is ordinary.
-    fn take(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, size: usize) -> bool {
+    /// Takes the request that begins what was read, if it is ordinary. For idle connections.
+    pub fn take(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>) -> bool {
         // A shutdown has rules of its own for what is announced when: they are those of hyper's
         // way.
         if flow.site().mode.get() != Mode::Serving {
             return false;
         }
         let mut wire = wire.borrow_mut();
-        let Some(short) = short::read(wire.input.bytes(), size, flow.site()) else { return false };
+        let Some(short) = short::read(wire.input.bytes(), flow.site()) else { return false };
         let (request, size) = (begin_short(flow, &short), short.size());
         wire.pass(size, flow);
         drop(wire);
@@ -94,17 +92,16 @@ impl<T: Transport> Ways<T> {
             if closes == Closes::Yes {
                 return Got::End;
             }
-            let Some(size) = borrowed.held_head() else { break };
             left -= 1;
             if left == 0 || borrowed.is_spent() {
-                borrowed.yielded = true;
+                borrowed.yielded = !borrowed.input.is_empty();
                 break;
             }
             drop(borrowed);
             drop(response);
-            if !self.take(wire, flow, size) {
-                flow.frame.set(Frame::HeadRest(size));
-                return Got::Hyper;
+            // What is not taken is looked at with other eyes.
+            if !self.take(wire, flow) {
+                break;
             }
         }
         Got::Far

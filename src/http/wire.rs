@@ -132,9 +132,12 @@ impl<T: Transport> Wire<T> {
         Ok(())
     }
 
-    /// The size of a next head that has come whole.
-    pub fn held_head(&self) -> Option<usize> {
-        self.input.held_head(&self.limits)
+    /// As [`Input::is_fresh`].
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn is_fresh(&mut self) -> io::Result<bool> {
+        self.input.is_fresh(&mut self.socket)
     }
 
     /// Passes a request of `size` bytes, which hyper is not given.
