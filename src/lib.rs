@@ -1,7 +1,8 @@
 //! ebbtide: an HTTP server whose stopping is as exact as its serving.
 //!
-//! hyper's HTTP/1 state machine on a hand-written epoll reactor, one reactor per core, no async
-//! runtime. A server is a [`Router`] and [`Options`], bound and run:
+//! hyper's HTTP/1 state machine, and a short way past it for ordinary requests, on a hand-written
+//! epoll reactor, one reactor per core, no async runtime. A server is a [`Router`] and [`Options`],
+//! bound and run:
 //!
 //! ```no_run
 //! use ebbtide::{
@@ -44,12 +45,14 @@
 //! a worker take it that has fewer (`server/balance`); from a queue that all workers share control
 //! accepts and deals them out (`server/dealer`). While it is
 //! *cold* it costs its slot and the bytes of an incomplete head (`http/connection`). With a
-//! complete head (`http/head`) it becomes *hot*: hyper is built around the socket (`http/hot`,
-//! `http/wire`), parses the head and calls our service (`http/service`), which refuses what is no
-//! request, counts the rest (`http/flow`) and calls the application with its panics caught.
-//! Bytes that hyper writes are collected and sent once its poll has returned; when the kernel has
-//! the last of them the request is *answered* (`http/flow`). After a moment of idleness hyper is
-//! dropped and the connection *hibernates*. It ends in a lingering close (`http/linger`), or in its
+//! complete head (`http/head`) it becomes *hot* (`http/hot`). An ordinary request, which is all
+//! there and has nothing that hyper would act on, goes the short way (`http/ways`, `http/short`);
+//! for any other hyper is built around the socket (`http/wire`), parses the head and calls our
+//! service (`http/service`), which refuses what is no request. Either way it is counted
+//! (`http/flow`), the application is called with its panics caught, and what is written is
+//! collected and sent at the end of the run; when the kernel has the last byte of the response the
+//! request is *answered*. After a moment of idleness hyper is dropped and the connection
+//! *hibernates*. It ends in a lingering close (`http/linger`), or in its
 //! client's.
 //!
 //! # The life of a shutdown

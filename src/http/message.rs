@@ -163,9 +163,10 @@ impl Request {
         &self.parts().headers
     }
 
-    /// A header's value, when it is there and is text.
-    pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.parts().headers.get(name)?.to_str().ok()
+    /// A header's value, when it is there and is text (visible ASCII, spaces and tabs); the first
+    /// one, when there are several.
+    pub fn header(&self, name: impl AsRef<str>) -> Option<&str> {
+        self.head().text_of(name.as_ref())
     }
 
     /// The value of a parameter of the matched route, as sent (not percent-decoded).

@@ -66,6 +66,14 @@ impl RequestHead {
         }
     }
 
+    /// The value of the first field of that name, when it is text.
+    pub fn text_of(&self, name: &str) -> Option<&str> {
+        match self.parts.get() {
+            Some(parts) => parts.headers.get(name)?.to_str().ok(),
+            None => text(value_of(&self.sent, name)?),
+        }
+    }
+
     pub fn parts(&self) -> &Parts {
         self.parts.get_or_init(|| parse(&self.sent, self.method.clone()))
     }
@@ -74,6 +82,30 @@ impl RequestHead {
         let RequestHead { parts, sent, method, .. } = self;
         parts.into_inner().unwrap_or_else(|| parse(&sent, method))
     }
+}
+
+/// The value of the first field of that name in a head that can be parsed: it has no folded lines
+/// and no space before a colon.
+fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut lines = memchr::memchr_iter(b'\n', head);
+    let mut at = lines.next()? + 1;
+    for end in lines {
+        let line = &head[at..end];
+        at = end + 1;
+        if let Some((field, value)) = line.split_at_checked(name.len())
+            && let Some(value) = value.strip_prefix(b":")
+            && field.eq_ignore_ascii_case(name.as_bytes())
+        {
+            return Some(value.trim_ascii());
+        }
+    }
+    None
+}
+
+/// As `HeaderValue::to_str`.
+fn text(value: &[u8]) -> Option<&str> {
+    let is_text = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+    if is_text { str::from_utf8(value).ok() } else { None }
 }
 
 /// What hyper would have made of a head that came the short way.
@@ -97,3 +129,24 @@ fn parse(head: &[u8], method: Method) -> Parts {
 }
 
 const NOT_SHORT: &str = "a head that came the short way was parsed before";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_as_the_parser_finds_them() {
+        let head =
+            b"GET / HTTP/1.1\r\nHost: x:1\r\naccept:\r\nX-A: \t a b\t \r\nX-AB:c\nx-a: second\r\n\
+                     X-Odd: \xe9\r\n\r\n";
+        let parts = parse(head, Method::GET);
+        for name in
+            ["host", "Host", "HOST:", "accept", "x-a", "X-AB", "x-abc", "x-odd", "x", "", ":"]
+        {
+            let parsed = parts.headers.get(name).map(HeaderValue::as_bytes);
+            assert_eq!(value_of(head, name), parsed, "{name:?}");
+            let parsed = parts.headers.get(name).and_then(|value| value.to_str().ok());
+            assert_eq!(value_of(head, name).and_then(text), parsed, "{name:?}");
+        }
+    }
+}

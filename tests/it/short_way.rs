@@ -28,6 +28,9 @@ async fn tell(mut request: Request) -> Response {
         request.version(),
         request.param("kind"),
     );
+    for name in ["host", "Connection", "x-odd", "x-request-id", "accept", "none"] {
+        writeln!(said, "{name} is {:?}", request.header(name)).unwrap();
+    }
     let id = request.header("x-request-id").map(|_| request.id());
     for (name, value) in request.headers() {
         if name != "expect" {
