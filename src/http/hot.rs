@@ -16,7 +16,7 @@ use super::flow::Flow;
 use super::frame::Frame;
 use super::hold::{self, Why};
 use super::limits::{HIBERNATE_AFTER, HOT_MAX};
-use super::linger::{Linger, Manner};
+use super::linger::{self, Linger, Manner};
 use super::service::{drop_quietly, log_panic};
 use super::short::Closes;
 use super::site::{Mode, Site};
@@ -237,6 +237,9 @@ impl<T: Transport> Hot<T> {
                     && self.wire.borrow().input.is_empty();
                 let manner = match self.expects_head() {
                     false => Manner::Sending,
+                    true if is_last && self.has_all() => {
+                        return Ran::Closed(self.flow.close_outcome());
+                    }
                     true if is_last => Manner::Asked,
                     true => Manner::Answered,
                 };
@@ -248,6 +251,13 @@ impl<T: Transport> Hot<T> {
                 self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
             }
         }
+    }
+
+    /// Whether the client's kernel has all that there was to send, and nothing of it is unread:
+    /// then there is nothing to linger for.
+    fn has_all(&self) -> bool {
+        let wire = self.wire.borrow();
+        wire.output.is_empty() && self.flow.is_settled() && linger::has_all(&wire.socket)
     }
 
     /// hyper can go no further.

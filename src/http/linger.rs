@@ -156,7 +156,7 @@ impl<T: Transport> Linger<T> {
             self.settle();
         }
         if self.output.is_empty() && self.finished.is_none() {
-            if self.manner == Manner::Asked && self.has_all() {
+            if self.manner == Manner::Asked && has_all(&self.socket) {
                 return Ok(Some(Lingering::Closed(self.outcome)));
             }
             self.socket.transport().shutdown_write()?;
@@ -185,11 +185,6 @@ impl<T: Transport> Linger<T> {
                 Received::Nothing | Received::End => return Ok(None),
             }
         }
-    }
-
-    /// Whether the client's kernel has all of the response and nothing of the client is unread.
-    fn has_all(&self) -> bool {
-        !self.socket.is_readable() && self.socket.transport().unacknowledged() == Some(0)
     }
 
     /// How long to wait, or how to end the wait.
@@ -231,6 +226,11 @@ impl<T: Transport> Linger<T> {
         }
         Lingering::Closed(outcome)
     }
+}
+
+/// Whether the client's kernel has all that was sent and nothing of the client is unread.
+pub(super) fn has_all<T: Transport>(socket: &Socket<T>) -> bool {
+    !socket.is_readable() && socket.transport().unacknowledged() == Some(0)
 }
 
 /// How often unacknowledged bytes are looked at: the kernel announces nothing when they are gone.
