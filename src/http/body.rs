@@ -346,8 +346,9 @@ where
 
 /// Where a request body comes from.
 enum Source {
-    /// It was there with the head, and the handler has yet to get it.
-    Whole(Bytes),
+    /// It was there with the head of the request that is the flow's with this number, and the
+    /// handler has yet to get it.
+    Whole(Bytes, u64),
     Hyper(Incoming),
     /// There is none, or no more.
     Nowhere,
@@ -371,8 +372,11 @@ impl RequestBody {
 
     /// One that came the short way.
     pub(super) fn whole(bytes: &[u8], flow: Rc<Flow>) -> RequestBody {
-        let source =
-            if bytes.is_empty() { Source::Nowhere } else { Source::Whole(spare::share(bytes)) };
+        let source = if bytes.is_empty() {
+            Source::Nowhere
+        } else {
+            Source::Whole(spare::share(bytes), flow.serial.get())
+        };
         let allowed = flow.site().limits.body_bytes_max;
         RequestBody { source, flow, allowed }
     }
@@ -433,17 +437,26 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut RequestBody>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // One that was kept after the answer has no say in what became of the next request.
+        let is_current = match self.source {
+            Source::Whole(_, serial) => serial == self.flow.serial.get(),
+            Source::Hyper(_) | Source::Nowhere => true,
+        };
         if self.is_declared_too_large() {
-            self.flow.judge(Verdict::BodyTooLarge);
+            if is_current {
+                self.flow.judge(Verdict::BodyTooLarge);
+            }
             return Poll::Ready(Some(Err(BodyError::TooLarge)));
         }
         let incoming = match &mut self.source {
             Source::Hyper(incoming) => incoming,
             Source::Nowhere => return Poll::Ready(None),
-            Source::Whole(_) => {
-                let source = std::mem::replace(&mut self.source, Source::Nowhere);
-                let Source::Whole(bytes) = source else { unreachable!() };
-                self.flow.body_received(bytes.len() as u64);
+            Source::Whole(bytes, _) => {
+                let bytes = std::mem::take(bytes);
+                self.source = Source::Nowhere;
+                if is_current {
+                    self.flow.body_received(bytes.len() as u64);
+                }
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
         };
@@ -477,7 +490,7 @@ impl HttpBody for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Whole(_) => false,
+            Source::Whole(..) => false,
             Source::Hyper(incoming) => incoming.is_end_stream(),
             Source::Nowhere => true,
         }
@@ -485,7 +498,7 @@ impl HttpBody for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Whole(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
             Source::Hyper(incoming) => incoming.size_hint(),
             Source::Nowhere => SizeHint::with_exact(0),
         }
@@ -494,6 +507,9 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        if !matches!(self.source, Source::Hyper(_)) {
+            return;
+        }
         match self.flow.body.get() {
             // There was none, or it was read to its end and the flow knows.
             BodyOwner::Nobody => return,

@@ -214,6 +214,10 @@ impl Output {
             self.is_lent = false;
         } else if self.is_empty() {
             *self = Output::default();
+        } else {
+            // More may be added before all of it is gone.
+            self.buffer.drain(..self.start);
+            self.start = 0;
         }
     }
 
@@ -265,3 +269,59 @@ const INPUT_BYTES_MIN: usize = 64 * 1024;
 /// What glibc's malloc asks the kernel for on its own (`M_MMAP_THRESHOLD`): its zeroes cost nothing
 /// before they are used. Of a smaller block of a worker's heap each page is written at once.
 const MAPPED_BYTES_MIN: usize = 128 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::reactor::socket::Readiness;
+
+    /// A kernel that takes a little each time.
+    struct Slow;
+
+    impl Read for Slow {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len().min(20_000))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Slow {
+        fn shutdown_write(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn unacknowledged(&self) -> Option<usize> {
+            None
+        }
+
+        fn reset_on_close(&self) {}
+    }
+
+    #[test]
+    fn output_that_is_never_all_gone_does_not_grow() {
+        let (mut loan, mut socket) = (Loan::new(1024), Socket::new(Slow));
+        let mut output = Output::default();
+        for _ in 0..1000 {
+            socket.announce(Readiness::WRITABLE);
+            output.attach(&mut loan);
+            output.flush(&mut socket).unwrap();
+            while output.bytes().len() + 4000 <= OUT_BYTES_MAX {
+                output.buffer().extend_from_slice(&[b'x'; 4000]);
+            }
+            output.flush(&mut socket).unwrap();
+            output.detach(&mut loan);
+        }
+        assert!(output.buffer.len() <= OUT_BYTES_MAX, "{} bytes are kept", output.buffer.len());
+    }
+}

@@ -37,6 +37,8 @@ pub struct Flow {
     pub(super) ahead: Cell<Ahead>,
     /// Whether the request at hand, or the last one, has a chunked body.
     pub(super) chunked: Cell<bool>,
+    /// Counts the requests.
+    pub(super) serial: Cell<u64>,
     /// Who has the request's body.
     pub(super) body: Cell<BodyOwner>,
     /// Whether the last response head announced the close: no head is read after it.
@@ -121,6 +123,7 @@ impl Flow {
             frame: Cell::new(Frame::Head),
             ahead: Cell::new(Ahead::default()),
             chunked: Cell::new(false),
+            serial: Cell::new(0),
             body: Cell::new(BodyOwner::Nobody),
             close_announced: Cell::new(false),
             is_close_delimited: Cell::new(false),
@@ -182,6 +185,7 @@ impl Flow {
     /// A request came: it is at hand from now on.
     pub(super) fn begin(&self, method: &Method, path: &str, id: Option<&str>) {
         self.site.ledger.begun();
+        self.serial.set(self.serial.get() + 1);
         self.stage.set(Stage::Handling);
         self.verdict.set(None);
         self.incoming.set(NO_BODY);

@@ -232,25 +232,38 @@ impl<T: Transport> Hot<T> {
         }
         match polled {
             Ok(Poll::Pending) => self.pending(now),
-            Ok(Poll::Ready(Ok(()))) => {
-                let is_last = self.flow.asks_to_close.get() == Closes::Yes
-                    && self.wire.borrow().input.is_empty();
-                let manner = match self.expects_head() {
-                    false => Manner::Sending,
-                    true if is_last && self.has_all() => {
-                        return Ran::Closed(self.flow.close_outcome());
-                    }
-                    true if is_last => Manner::Asked,
-                    true => Manner::Answered,
-                };
-                Ran::Linger(manner, self.flow.close_outcome())
-            }
+            Ok(Poll::Ready(Ok(()))) => self.ended(),
             Ok(Poll::Ready(Err(error))) => self.failed(site, &error),
             Err(panic) => {
                 log_panic(&self.flow, &*panic);
+                drop_quietly(&self.flow, panic);
                 self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
             }
         }
+    }
+
+    /// The last response is written, as far as the protocol goes.
+    fn ended(&self) -> Ran {
+        let asked = self.flow.asks_to_close.get() == Closes::Yes;
+        let is_last = asked && self.wire.borrow().input.is_empty();
+        let manner = match self.expects_head() {
+            false => Manner::Sending,
+            true if is_last && self.has_all() => return Ran::Closed(self.outcome()),
+            true if is_last => Manner::Asked,
+            true => Manner::Answered,
+        };
+        Ran::Linger(manner, self.outcome())
+    }
+
+    /// How a connection ends that is done with: by its client, if that has finished sending
+    /// and no response announced the close.
+    fn outcome(&self) -> ConnectionOutcome {
+        let flow = &self.flow;
+        let is_clients = self.wire.borrow().socket.is_read_closed()
+            && flow.persists.get()
+            && !flow.close_announced.get()
+            && !flow.has_unwanted_body();
+        if is_clients { ConnectionOutcome::ClientClosed } else { flow.close_outcome() }
     }
 
     /// Whether the client's kernel has all that there was to send, and nothing of it is unread:
@@ -499,7 +512,7 @@ impl<T: Transport> Hot<T> {
     pub fn discard(self: Box<Self>) {
         let Hot { ways, flow, .. } = *self;
         flow.take_down();
-        drop_quietly(&flow, ways);
+        drop_quietly(&flow, (ways, flow.prepared.take()));
     }
 
     /// The shutdown's deadline has come.
@@ -538,7 +551,7 @@ impl<T: Transport> Hot<T> {
     ) -> Linger<T> {
         let Hot { ways, wire, flow, .. } = *self;
         flow.take_down();
-        drop_quietly(&flow, ways);
+        drop_quietly(&flow, (ways, flow.prepared.take()));
         let wire = unshare(wire);
         let flushed = wire.flushed();
         let (socket, mut bytes) = (wire.socket, wire.output.bytes().to_vec());

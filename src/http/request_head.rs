@@ -87,6 +87,9 @@ impl RequestHead {
 /// The value of the first field of that name in a head that can be parsed: it has no folded lines
 /// and no space before a colon.
 fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    if !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
+        return None;
+    }
     let mut lines = memchr::memchr_iter(b'\n', head);
     let mut at = lines.next()? + 1;
     for end in lines {
@@ -140,9 +143,10 @@ mod tests {
             b"GET / HTTP/1.1\r\nHost: x:1\r\naccept:\r\nX-A: \t a b\t \r\nX-AB:c\nx-a: second\r\n\
                      X-Odd: \xe9\r\n\r\n";
         let parts = parse(head, Method::GET);
-        for name in
-            ["host", "Host", "HOST:", "accept", "x-a", "X-AB", "x-abc", "x-odd", "x", "", ":"]
-        {
+        for name in [
+            "host", "Host", "HOST:", "accept", "x-a", "X-AB", "x-abc", "x-odd", "x", "", ":",
+            "Host: x",
+        ] {
             let parsed = parts.headers.get(name).map(HeaderValue::as_bytes);
             assert_eq!(value_of(head, name), parsed, "{name:?}");
             let parsed = parts.headers.get(name).and_then(|value| value.to_str().ok());

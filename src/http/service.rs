@@ -162,7 +162,7 @@ pub(super) fn answer(flow: &Rc<Flow>, request: Request) -> CallFuture {
             return CallFuture::new(flow, Stage::Handling { future, polled: false });
         }
         Ok(Answer::Ready(response)) => response,
-        Err(panic) => panicked(flow, &*panic),
+        Err(panic) => panicked(flow, panic),
     };
     site.watch.returned();
     CallFuture::new(flow, Stage::Answered(response))
@@ -361,7 +361,7 @@ impl CallFuture {
         }
         let response = match result {
             Ok(poll) => ready!(poll),
-            Err(panic) => panicked(&self.flow, &*panic),
+            Err(panic) => panicked(&self.flow, panic),
         };
         self.enter(Stage::Answered(response));
         Poll::Ready(())
@@ -463,16 +463,20 @@ impl Drop for CallFuture {
     }
 }
 
-/// Drops what is the application's: its destructors may panic, too.
+/// Drops what is the application's: its destructors may panic, too, and so may those of what they
+/// panic with.
 pub(super) fn drop_quietly<T>(flow: &Flow, value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
         log_panic(flow, &*panic);
+        #[allow(clippy::mem_forget, reason = "rather lost than dropped: see above")]
+        std::mem::forget(panic);
     }
 }
 
 /// The response in the place of a handler that panicked.
-fn panicked(flow: &Flow, panic: &(dyn Any + Send)) -> Response {
-    log_panic(flow, panic);
+fn panicked(flow: &Flow, panic: Box<dyn Any + Send>) -> Response {
+    log_panic(flow, &*panic);
+    drop_quietly(flow, panic);
     flow.has_panicked.set(true);
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }

@@ -13,6 +13,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, TRAILER, TRANSF
 use http::{Method, StatusCode, Version};
 
 use super::date::DateEnd;
+use super::frame::HYPER_READ_BYTES;
 use super::limits::DIRECT_BYTES_MIN;
 use super::message::Response;
 use super::service::{is_known_host, well_formed_id};
@@ -111,12 +112,17 @@ pub(super) fn read<'a>(bytes: &'a [u8], site: &Site) -> Option<Short<'a>> {
             return None;
         }
     }
-    let body = behind.get(..length.unwrap_or(0))?;
+    let length = length.unwrap_or(0);
+    if length as u64 > HYPER_READ_BYTES {
+        // hyper closes the connection when nobody reads that much.
+        return None;
+    }
+    let body = behind.get(..length)?;
     has_host.then_some(Short { method, target, path_bytes, head, body, closes, id })
 }
 
-/// What else hyper acts on: codings, 100-continue and upgrades.
-const HYPERS: [&str; 3] = ["transfer-encoding", "expect", "upgrade"];
+/// What else hyper acts on: codings, 100-continue, upgrades and trailers.
+const HYPERS: [&str; 4] = ["transfer-encoding", "expect", "upgrade", "te"];
 
 /// A `Content-Length` (RFC 9110, 8.6) that no two readers read differently: digits, not many.
 fn body_bytes(value: &[u8]) -> Option<usize> {

@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use hyper::server::conn::http1;
 
 use super::flow::Flow;
-use super::frame::Frame;
-use super::service::{CallFuture, Gate, answer, begin_short};
+use super::frame::{BodyOwner, Frame};
+use super::message::Request;
+use super::service::{CallFuture, Gate, answer, begin_short, drop_quietly};
 use super::short::{self, Closes};
 use super::site::Mode;
 use super::wire::{Io, Pieces, Wire};
@@ -21,7 +22,9 @@ pub(super) struct Ways<T: Transport + 'static> {
     hyper: Option<http1::Connection<Io<T>, Gate>>,
     /// What it was or will be made with.
     pieces: Pieces,
-    /// The request on the short way.
+    /// A request that took the short way and has not reached the application.
+    taken: Option<Request>,
+    /// The call for the one that has.
     call: Option<CallFuture>,
 }
 
@@ -37,7 +40,7 @@ enum Got {
 
 impl<T: Transport> Ways<T> {
     pub fn new() -> Ways<T> {
-        Ways { hyper: None, pieces: Pieces::Copied, call: None }
+        Ways { hyper: None, pieces: Pieces::Copied, taken: None, call: None }
     }
 
     /// Goes on with the request at hand, or with the head that hyper is to get, and with what has
@@ -48,7 +51,7 @@ impl<T: Transport> Ways<T> {
         flow: &Rc<Flow>,
         cx: &mut Context<'_>,
     ) -> Poll<hyper::Result<()>> {
-        if self.call.is_some() {
+        if self.taken.is_some() || self.call.is_some() {
             match self.go(wire, flow, cx) {
                 Got::Far => return Poll::Pending,
                 Got::End => return Poll::Ready(Ok(())),
@@ -58,52 +61,53 @@ impl<T: Transport> Ways<T> {
         Pin::new(self.hyper(wire, flow)).poll(cx)
     }
 
-    /// Takes the request that begins what was read, if it is ordinary. For idle connections.
+    /// Takes the request that begins what was read, if it is ordinary. For idle connections; the
+    /// next poll goes on with it.
     pub fn take(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>) -> bool {
         // A shutdown has rules of its own for what is announced when: they are those of hyper's
         // way.
         if flow.site().mode.get() != Mode::Serving {
             return false;
         }
+        // Somebody has kept the last request's body: hyper does not go on before that has ended.
+        if flow.body.get() == BodyOwner::Application {
+            return false;
+        }
         let mut wire = wire.borrow_mut();
         let Some(short) = short::read(wire.input.bytes(), flow.site()) else { return false };
         let (request, size) = (begin_short(flow, &short), short.size());
         wire.pass(size, flow);
-        drop(wire);
-        self.call = Some(answer(flow, request));
+        self.taken = Some(request);
         true
     }
 
+    /// Goes on with the request on the short way, and with those behind it that take it as well.
     fn go(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, cx: &mut Context<'_>) -> Got {
-        let mut left = REQUESTS_MAX;
-        while let Some(call) = &mut self.call {
-            let Poll::Ready(response) = call.poll_response(cx) else { break };
+        for _ in 0..REQUESTS_MAX {
+            if let Some(request) = self.taken.take() {
+                self.call = Some(answer(flow, request));
+            }
+            let Some(call) = &mut self.call else { return Got::Far };
+            let Poll::Ready(response) = call.poll_response(cx) else { return Got::Far };
             self.call = None;
-            let closes = flow.asks_to_close.get();
-            let mut borrowed = wire.borrow_mut();
-            if !borrowed.write_short(&response, flow) {
-                drop(borrowed);
+            if !wire.borrow_mut().write_short(&response, flow) {
                 flow.prepared.set(Some(response));
                 flow.frame.set(Frame::StandIn);
                 return Got::Hyper;
             }
             flow.over();
-            flow.mark(borrowed.written());
-            if closes == Closes::Yes {
+            flow.mark(wire.borrow().written());
+            drop_quietly(flow, response);
+            if flow.asks_to_close.get() == Closes::Yes {
                 return Got::End;
             }
-            left -= 1;
-            if left == 0 || borrowed.is_spent() {
-                borrowed.yielded = !borrowed.input.is_empty();
-                break;
-            }
-            drop(borrowed);
-            drop(response);
             // What is not taken is looked at with other eyes.
-            if !self.take(wire, flow) {
+            if wire.borrow().is_spent() || !self.take(wire, flow) {
                 break;
             }
         }
+        let mut wire = wire.borrow_mut();
+        wire.yielded = self.taken.is_some() || (wire.is_spent() && !wire.input.is_empty());
         Got::Far
     }
 

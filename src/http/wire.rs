@@ -369,6 +369,9 @@ impl<T: Transport> Write for Io<T> {
         if splice == Splice::default() {
             return wire.write(buf);
         }
+        // What hyper found to be the end outranks what was meant to go on.
+        let closes = memchr::memmem::find(buf, b"\r\nconnection: close\r\n").is_some();
+        let splice = Splice { advertises: splice.advertises && !closes, ..splice };
         let written = wire.write_head(buf, self.flow.site().lines.of(splice));
         if written.is_ready() {
             self.flow.splice.set(Splice::default());

@@ -4,17 +4,21 @@
 //! Each case is sent twice. The second time a field `Expect: hyper` is among its fields, which
 //! nobody acts on, but which sends it the long way.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ebbtide::{
-    Body, IntoResponse, Limits, Request, RequestOutcome, Response, Router, any, get, post,
+    Body, IntoResponse, Limits, Request, RequestBody, RequestOutcome, Response, Router, any, get,
+    post,
 };
 use http::header::{ALLOW, HeaderName};
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
+use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 
-use super::support::Served;
+use super::support::{PATIENCE, Served};
 
 /// Answers with all that a handler can learn of its request, as `kind` says.
 async fn tell(mut request: Request) -> Response {
@@ -89,6 +93,15 @@ fn answer(kind: &str, said: String) -> Response {
             if n < 2 { Ok(Some(("piece;".into(), n + 1))) } else { Err("it broke") }
         })
         .into_response(),
+        "trailers" => {
+            let trailers = async {
+                let sum = (HeaderName::from_static("x-sum"), HeaderValue::from_static("42"));
+                Some(Ok(HeaderMap::from_iter([sum])))
+            };
+            let body = http_body_util::Full::new(Bytes::from(said)).with_trailers(trailers);
+            let response = Body::new(body).into_response();
+            response.with_header(http::header::TRAILER, HeaderValue::from_static("x-sum"))
+        }
         "panic" => panic!("as asked"),
         _ => match kind.parse().ok().and_then(|code| StatusCode::from_u16(code).ok()) {
             Some(status) => Response::text(said).with_status(status),
@@ -145,8 +158,8 @@ fn target() -> impl Strategy<Value = String> {
 #[rustfmt::skip]
 const KINDS: &[&str] = &[
     "text", "empty", "json", "fields", "twice", "closing", "dated", "old", "reason", "large",
-    "stream", "broken", "panic", "200", "204", "205", "304", "404", "500", "503", "799", "%20",
-    "a:b@c,d",
+    "stream", "broken", "trailers", "panic", "200", "204", "205", "304", "404", "500", "503",
+    "799", "%20", "a:b@c,d",
 ];
 
 const TARGETS: &[&str] = &["/unread", "/small", "//tell/text", "http://x/tell/text"];
@@ -243,4 +256,138 @@ fn limits_hold_on_the_short_way() {
     assert_eq!(answer(request("A: b\r\n", "sixsix")), 200);
     assert_eq!(answer(request("A: b\r\nC: d\r\n", "sixsix")), 431);
     assert_eq!(answer(request("A: b\r\n", "sevenyy")), 413);
+}
+
+thread_local! {
+    /// What handlers keep of their requests.
+    static KEPT: RefCell<Vec<Request>> = RefCell::default();
+    static BODIES: RefCell<Vec<RequestBody>> = RefCell::default();
+}
+
+/// Panics again when what it was thrown with is over.
+struct Mine;
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "stepped on a mine");
+    }
+}
+
+/// Owns a body's bytes, and panics when they are dropped.
+struct Owner;
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        b"owned"
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "the owner is dropped");
+    }
+}
+
+/// Handlers with bad habits.
+fn careless() -> Router {
+    Router::new()
+        .route("/hello", get(|_: Request| "hello"))
+        .route("/large", get(|_: Request| "x".repeat(50_000)))
+        .route("/mine", get(|_: Request| -> Response { std::panic::panic_any(Mine) }))
+        .route("/later", get(async |_: Request| -> Response { std::panic::panic_any(Mine) }))
+        .route("/owned", get(|_: Request| Body::from(Bytes::from_owner(Owner))))
+        .route("/unread", post(|_: Request| "unread"))
+        .route(
+            "/keep",
+            post(|request: Request| {
+                KEPT.with_borrow_mut(|kept| kept.push(request));
+                "kept"
+            }),
+        )
+        .route(
+            "/forget",
+            post(async |mut request: Request| {
+                KEPT.take();
+                Body::from(request.bytes().await.unwrap_or_default()).into_response()
+            }),
+        )
+        .route(
+            "/half",
+            post(async |request: Request| {
+                let (_, mut body) = request.into_parts();
+                let first = body.chunk().await.and_then(Result::ok).unwrap_or_default();
+                BODIES.with_borrow_mut(|kept| kept.push(body));
+                Body::from(first).into_response()
+            }),
+        )
+}
+
+const LONG: &str = "Expect: hyper\r\n";
+
+#[test]
+fn what_panics_as_it_is_dropped_costs_no_other_connection() {
+    let served = Served::start(careless());
+    let mut neighbour = served.client();
+    neighbour.get("/hello").expect(200, "hello");
+    for path in ["/mine", "/later", "/owned"] {
+        for way in ["", LONG] {
+            let mut client = served.client();
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{way}\r\n"));
+            if path == "/owned" {
+                client.hears_within(PATIENCE);
+            } else {
+                assert_eq!(client.read_response().status, 500, "{path} {way}");
+            }
+            neighbour.get("/hello").expect(200, "hello");
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_request_has_no_say_in_the_next() {
+    let served = Served::start(careless());
+    let mut client = served.client();
+    for way in ["", LONG] {
+        client.send("POST /keep HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello");
+        client.read_response().expect(200, "kept");
+        let head = format!("POST /forget HTTP/1.1\r\nHost: x\r\n{way}Content-Length: 5\r\n\r\n");
+        client.send(head);
+        served.until_in_state(ebbtide::ConnectionState::Handling, 1);
+        client.send("again");
+        let answer = client.read_response();
+        assert!(!answer.expect(200, "again").announces_close(), "{way}: {answer:?}");
+    }
+}
+
+#[test]
+fn nothing_is_begun_behind_a_body_that_somebody_keeps() {
+    let served = Served::start(careless());
+    for path in ["/hello", "/large"] {
+        let mut client = served.client();
+        let chunks = "3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
+        let head = "POST /half HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.send([head, chunks].concat());
+        client.read_response();
+        let begun = served.counts().begun;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        client.hears_within(Duration::from_millis(50));
+        assert_eq!(served.counts().begun, begun, "{path}");
+    }
+}
+
+#[test]
+fn a_response_says_one_thing_of_how_the_connection_goes_on() {
+    let served = Served::start(careless());
+    for size in [100, 8192, 8193, 10_000, 30_000] {
+        for way in ["", LONG] {
+            let mut client = served.client();
+            let body = "b".repeat(size);
+            client.send(format!(
+                "POST /unread HTTP/1.1\r\nHost: x\r\n{way}Content-Length: {size}\r\n\r\n{body}"
+            ));
+            let answer = client.read_response();
+            assert!(answer.header("connection").is_some(), "{size}: {answer:?}");
+            assert_eq!(answer.announces_close(), answer.header("keep-alive").is_none(), "{size}");
+        }
+    }
 }
