@@ -21,6 +21,24 @@ pub fn unacknowledged(socket: &impl AsFd) -> Option<usize> {
     if result == 0 { usize::try_from(queued).ok() } else { None }
 }
 
+/// Connections that wait to be accepted from a listening TCP socket (`tcpi_unacked` of one that
+/// listens: `tcp_get_info` in Linux's `net/ipv4/tcp.c`). `None` when the kernel will not say.
+pub fn queued(listener: &impl AsFd) -> Option<u32> {
+    // The beginning of `struct tcp_info`, up to `tcpi_unacked`: the kernel writes no more than is
+    // asked for.
+    let mut info = [0_u32; 7];
+    let mut size = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
+    let fd = listener.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `size` bytes to `info`, which has so many, and to `size`
+    // how many they were; both pointers are valid during the call, and the descriptor is open
+    // because it is borrowed.
+    let result = unsafe {
+        let to = info.as_mut_ptr().cast();
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut size)
+    };
+    (result == 0 && size as usize == size_of_val(&info)).then_some(info[6])
+}
+
 /// Whether an accept failed because descriptors or memory ran out: the connection is still queued.
 pub fn is_exhausted(error: &io::Error) -> bool {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];

@@ -1,8 +1,12 @@
 //! Accepting connections.
 //!
 //! Edge-triggered like any socket: an event says that the queue was not empty, once. So a listener
-//! remembers that it is *ready* until an accept would block; one that fails for want of
+//! remembers that it is *ready* until its queue is empty; an accept that fails for want of
 //! descriptors leaves it ready and paused, or the rest of the queue would never be heard of again.
+//!
+//! An accept that would block costs the kernel a socket and a file, made and thrown away: as much
+//! as one that brings a connection. So a listener asks how many wait, once for each announcement,
+//! and accepts those; what comes after the question is announced again.
 
 use std::io;
 use std::net::TcpListener;
@@ -82,15 +86,28 @@ pub struct Listener {
     /// Before `inner`: a file is removed while its inode is still in use, by which it is known.
     origin: Origin,
     inner: Inner,
-    /// Whether the queue may hold connections: set by events, cleared when accept would block.
+    /// Whether the queue may hold connections: set by events, cleared when it is empty.
     /// Edge-triggered, so an accept that failed for want of descriptors leaves it set.
     ready: bool,
+    waiting: Waiting,
     /// Descriptors or memory ran out: not before then.
     paused_until: Option<Instant>,
     /// When that was last logged.
     complained: Option<Instant>,
     /// Whether the kernel drops the SYNs that come.
     drops_syns: bool,
+}
+
+/// What is known of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// Nothing; it is to be asked.
+    Unknown,
+    /// It held so many at the last question, those accepted since not counted. Who came since has
+    /// been announced, or will be.
+    Known(u32),
+    /// It is not to be asked: it is empty when an accept would block.
+    Untold,
 }
 
 #[derive(Debug)]
@@ -272,12 +289,39 @@ impl Listener {
     fn new(inner: Inner, origin: Origin) -> Listener {
         Listener {
             origin,
-            inner,
             // The queue may have filled before epoll knew of the socket.
             ready: true,
+            waiting: match inner {
+                Inner::Tcp(_) => Waiting::Unknown,
+                Inner::Unix(_) => Waiting::Untold,
+            },
             paused_until: None,
             complained: None,
             drops_syns: false,
+            inner,
+        }
+    }
+
+    /// Whether the queue is empty, as far as that is known without an accept.
+    fn is_empty(&mut self) -> bool {
+        if let (Waiting::Unknown, Inner::Tcp(tcp)) = (self.waiting, &self.inner) {
+            self.waiting = crate::os::queued(tcp).map_or(Waiting::Untold, Waiting::Known);
+        }
+        self.waiting == Waiting::Known(0)
+    }
+
+    /// One of the queue was accepted.
+    fn took_one(&mut self) {
+        if let Waiting::Known(count) = &mut self.waiting {
+            *count = count.saturating_sub(1);
+            self.ready = *count > 0;
+        }
+    }
+
+    /// What was known of the queue is no longer true.
+    fn ask_again(&mut self) {
+        if self.waiting != Waiting::Untold {
+            self.waiting = Waiting::Unknown;
         }
     }
 }
@@ -292,6 +336,7 @@ impl Acceptor for Listener {
 
     fn announce(&mut self) {
         self.ready = true;
+        self.ask_again();
     }
 
     fn is_ready(&self, now: Instant) -> bool {
@@ -317,6 +362,8 @@ impl Acceptor for Listener {
     }
 
     fn retire(&mut self) -> Farewell {
+        // From now on it matters that nobody is there when it is taken for empty.
+        self.waiting = Waiting::Untold;
         match (&mut self.origin, &self.inner) {
             (Origin::Inherited, _) => Farewell::Close,
             (Origin::Shared(group), Inner::Tcp(tcp)) => group.retire(tcp),
@@ -358,6 +405,10 @@ impl Acceptor for Listener {
     }
 
     fn accept(&mut self, now: Instant) -> Accepted<Stream> {
+        if self.is_empty() {
+            self.ready = false;
+            return Accepted::Nothing;
+        }
         let result = match &self.inner {
             Inner::Tcp(tcp) => {
                 tcp.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
@@ -367,9 +418,13 @@ impl Acceptor for Listener {
             }
         };
         match result {
-            Ok((stream, peer)) => Accepted::Connection(stream, peer),
+            Ok((stream, peer)) => {
+                self.took_one();
+                Accepted::Connection(stream, peer)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.ready = false;
+                self.ask_again();
                 Accepted::Nothing
             }
             Err(error) if crate::os::is_exhausted(&error) => {
@@ -385,7 +440,10 @@ impl Acceptor for Listener {
             }
             // ECONNABORTED, EPROTO and the network errors that accept(2) passes on concern the one
             // connection; EINTR nothing at all.
-            Err(_) => Accepted::Gone,
+            Err(_) => {
+                self.ask_again();
+                Accepted::Gone
+            }
         }
     }
 }
@@ -395,3 +453,102 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often that is logged at most.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::super::slots::Token;
+    use super::super::turn::Reactor;
+    use super::*;
+
+    struct Pair {
+        listener: Listener,
+        address: std::net::SocketAddr,
+        _reactor: Reactor,
+    }
+
+    impl Pair {
+        fn new() -> Pair {
+            let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+            socket.set_nonblocking(true).expect("it can be set");
+            let address = socket.local_addr().expect("it is bound");
+            let reactor = Reactor::new().expect("epoll");
+            let registrar = reactor.registrar().expect("a descriptor");
+            let key = Key::new(0, Token::from_bits(0));
+            let listener = Listener::tcp(socket, Origin::Alone, &registrar, key);
+            Pair { listener: listener.expect("it is watched"), address, _reactor: reactor }
+        }
+
+        /// Connections that are in the accept queue when this returns: loopback has no latency.
+        fn connect(&self, count: usize) -> Vec<std::net::TcpStream> {
+            let connect = |_| std::net::TcpStream::connect(self.address).expect("a connection");
+            (0..count).map(connect).collect()
+        }
+
+        fn accepts(&mut self) -> bool {
+            matches!(self.listener.accept(super::super::turn::clock()), Accepted::Connection(..))
+        }
+
+        fn is_ready(&self) -> bool {
+            self.listener.is_ready(super::super::turn::clock())
+        }
+    }
+
+    #[test]
+    fn the_last_that_waited_is_known_for_the_last() {
+        let mut pair = Pair::new();
+        let _clients = pair.connect(3);
+        for left in [2, 1, 0] {
+            assert!(pair.accepts());
+            assert_eq!(pair.is_ready(), left > 0, "{left} are left");
+        }
+        pair.listener.announce();
+        assert!(pair.is_ready() && !pair.accepts() && !pair.is_ready());
+    }
+
+    #[test]
+    fn whoever_comes_after_the_question_is_left_to_its_announcement() {
+        let mut pair = Pair::new();
+        let _first = pair.connect(2);
+        assert!(pair.accepts());
+        let _second = pair.connect(1);
+        assert!(pair.accepts());
+        assert!(!pair.is_ready(), "its event is on the way");
+        pair.listener.announce();
+        assert!(pair.accepts() && !pair.is_ready());
+    }
+
+    #[test]
+    fn an_announcement_in_the_middle_makes_it_ask_again() {
+        let mut pair = Pair::new();
+        let _first = pair.connect(2);
+        assert!(pair.accepts());
+        let _second = pair.connect(2);
+        pair.listener.announce();
+        assert!(pair.accepts() && pair.accepts() && pair.is_ready());
+        assert!(pair.accepts() && !pair.is_ready());
+    }
+
+    #[test]
+    fn on_the_way_out_nobody_is_left_to_an_announcement() {
+        let mut pair = Pair::new();
+        let _first = pair.connect(1);
+        assert_eq!(pair.listener.retire(), Farewell::EmptyQueue);
+        assert!(pair.accepts());
+        let _second = pair.connect(1);
+        assert!(pair.is_ready() && pair.accepts());
+        assert!(pair.is_ready() && !pair.accepts() && !pair.is_ready());
+    }
+
+    #[test]
+    fn an_empty_queue_is_told_from_one_that_is_not_without_an_accept() {
+        let mut pair = Pair::new();
+        let Inner::Tcp(tcp) = &pair.listener.inner else { unreachable!("it is made from TCP") };
+        assert_eq!(crate::os::queued(tcp), Some(0));
+        let _clients = pair.connect(5);
+        let Inner::Tcp(tcp) = &pair.listener.inner else { unreachable!("it is made from TCP") };
+        assert_eq!(crate::os::queued(tcp), Some(5));
+        assert!(pair.accepts());
+        let Inner::Tcp(tcp) = &pair.listener.inner else { unreachable!("it is made from TCP") };
+        assert_eq!(crate::os::queued(tcp), Some(4));
+    }
+}

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Mutex;
 
 use ebbtide::{
     Address, InheritedListeners, Options, Phase, Request, RequestOutcome, Router, Server, Workers,
@@ -442,4 +443,29 @@ fn without_an_inherited_socket_there_is_nothing_to_listen_on() {
     let admin = Options { admin_listen: Some(Address::Inherited), ..workers(1, &["127.0.0.1:0"]) };
     Server::bind(admin, Router::new()).expect_err("the admin listener has an address of its own");
     assert!(InheritedListeners::default().is_empty());
+}
+
+#[test]
+fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
+    let (go, stopped) = std::sync::mpsc::channel::<()>();
+    let (told, is_there) = std::sync::mpsc::channel::<()>();
+    let stopped = Mutex::new(stopped);
+    let stop = move |_: Request| {
+        told.send(()).expect("the test waits");
+        stopped.lock().expect("nobody panics").recv().expect("it is let go");
+        "gone on"
+    };
+    let served =
+        Served::with(workers(1, &["127.0.0.1:0"]), app(&Gate::default()).route("/stop", get(stop)));
+    for count in [1, 2, 65, 300] {
+        let mut caller = served.client();
+        caller.send(request("/stop"));
+        is_there.recv().expect("it is begun");
+        let mut queued = asking(|| served.client(), count);
+        go.send(()).expect("the handler waits");
+        caller.read_response().expect(200, "gone on");
+        for client in &mut queued {
+            client.read_response().expect(200, "hello");
+        }
+    }
 }
