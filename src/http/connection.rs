@@ -103,6 +103,24 @@ impl<T: Transport> Connection<T> {
         Connection { life: Life::Cold(cold) }
     }
 
+    /// Whether it waits for room in its socket's send buffer.
+    pub fn is_full(&self) -> bool {
+        match &self.life {
+            Life::Cold(_) | Life::Gone => false,
+            Life::Hot(hot) => hot.is_full(),
+            Life::Lingering(linger) => linger.is_full(),
+        }
+    }
+
+    /// When it has to run at the latest, if nothing comes and it is not at work. `index` is its
+    /// slot's.
+    pub fn idle_until(&self, site: &Site, index: u32) -> Option<Instant> {
+        match &self.life {
+            Life::Cold(cold) => Some(cold.deadline(site, cold.partial.is_some(), index % SHARES)),
+            Life::Hot(_) | Life::Lingering(_) | Life::Gone => None,
+        }
+    }
+
     /// Has `watch` see to it that its readiness is announced.
     ///
     /// # Errors

@@ -113,6 +113,10 @@ impl<T: Transport> Hot<T> {
         self.wire.borrow_mut().socket.announce(readiness);
     }
 
+    pub fn is_full(&self) -> bool {
+        self.wire.borrow().socket.is_full()
+    }
+
     pub fn watch_by(&mut self, watch: impl FnOnce(&mut T) -> io::Result<()>) -> io::Result<()> {
         watch(self.wire.borrow_mut().socket.transport_mut())
     }

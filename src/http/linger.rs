@@ -118,6 +118,10 @@ impl<T: Transport> Linger<T> {
         (Why::waits_for(what), request)
     }
 
+    pub fn is_full(&self) -> bool {
+        self.socket.is_full()
+    }
+
     pub fn socket_mut(&mut self) -> &mut Socket<T> {
         &mut self.socket
     }

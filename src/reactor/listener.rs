@@ -26,11 +26,21 @@ pub trait Acceptor {
     /// What announces the readiness of streams.
     type Registrar;
 
-    /// Has the readiness of `stream` announced under `key`, edge-triggered, until it is closed.
+    /// Has it announced under `key`, edge-triggered, when `stream` can be read, until it is closed.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     fn watch(registrar: &Self::Registrar, stream: &mut Self::Stream, key: Key) -> io::Result<()>;
+
+    /// Has it announced as well, from now on, when `stream` can be written to. It is watched.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    fn watch_room(
+        registrar: &Self::Registrar,
+        stream: &mut Self::Stream,
+        key: Key,
+    ) -> io::Result<()>;
 
     /// Notes that the queue is not empty.
     fn announce(&mut self);
@@ -332,6 +342,10 @@ impl Acceptor for Listener {
 
     fn watch(registrar: &Registrar, stream: &mut Stream, key: Key) -> io::Result<()> {
         registrar.watch(stream, key)
+    }
+
+    fn watch_room(registrar: &Registrar, stream: &mut Stream, key: Key) -> io::Result<()> {
+        registrar.watch_room(stream, key)
     }
 
     fn announce(&mut self) {

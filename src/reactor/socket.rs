@@ -226,6 +226,11 @@ impl<T: Transport> Socket<T> {
         self.readiness.has(Readiness::READABLE)
     }
 
+    /// Whether a write has filled the send buffer, and no room was announced since.
+    pub fn is_full(&self) -> bool {
+        !self.readiness.has(Readiness::WRITABLE)
+    }
+
     /// Whether the peer's FIN was announced (there may be bytes before it).
     pub fn is_read_closed(&self) -> bool {
         self.readiness.has(Readiness::READ_CLOSED)

@@ -15,10 +15,10 @@
 //! Steps 5 to 7 only mark things as runnable; step 8 alone runs them. So nothing is freed under
 //! an event of the same batch, and what happened first in a batch decides nothing.
 //!
-//! Facts of mio and epoll this relies on: registration is edge-triggered and done once per socket;
-//! timeouts are whole milliseconds rounded up; `EINTR` is returned to the caller; closing the last
-//! descriptor of a socket removes its registration, but events of the batch at hand may still name
-//! it, hence the generation in every token.
+//! Facts of mio and epoll this relies on: registration is edge-triggered, and what is there already
+//! is announced when it is done; timeouts are whole milliseconds rounded up; `EINTR` is returned to
+//! the caller; closing the last descriptor of a socket removes its registration, but events of the
+//! batch at hand may still name it, hence the generation in every token.
 
 use std::io;
 use std::sync::Arc;
@@ -121,7 +121,7 @@ impl Reactor {
         self.now
     }
 
-    /// Watches `source` for reading and writing, edge-triggered, until it is closed.
+    /// See [`Registrar::watch`].
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -201,23 +201,31 @@ impl Reactor {
 pub struct Registrar(mio::Registry);
 
 impl Registrar {
-    /// See [`Reactor::watch`].
+    /// Has it announced when `source` can be read, edge-triggered, until it is closed.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn watch(&self, source: &mut dyn mio::event::Source, key: Key) -> io::Result<()> {
         register(&self.0, source, key)
     }
+
+    /// Has it announced as well when `source` can be written to. It is watched under `key`.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn watch_room(&self, source: &mut dyn mio::event::Source, key: Key) -> io::Result<()> {
+        let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
+        mio::event::Source::reregister(source, &self.0, key.to_mio(), interest)
+    }
 }
 
-/// Both directions from the first moment: a socket is never registered again.
+/// Not for writing: a new socket has room, and to be told so would cost each connection a turn.
 fn register(
     registry: &mio::Registry,
     source: &mut dyn mio::event::Source,
     key: Key,
 ) -> io::Result<()> {
-    let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
-    mio::event::Source::register(source, registry, key.to_mio(), interest)
+    mio::event::Source::register(source, registry, key.to_mio(), mio::Interest::READABLE)
 }
 
 /// The earlier of two optional instants.

@@ -12,7 +12,9 @@ use super::balance::{Balance, Fresh, Give};
 use super::entrance::{Capacity, Entrance, Seat};
 use super::error::StartError;
 use super::holders::HOLDS_MAX;
+use super::hunch::{Found, Hunch, Look};
 use super::listener::Bound;
+use super::slot::{NEVER, Slot, is_hot};
 use crate::drain::{Order, Patience, Policy};
 use crate::http::buffers::Loan;
 use crate::http::connection::{Connection, Means, Step};
@@ -22,7 +24,7 @@ use crate::ledger::{ConnectionOutcome, ConnectionState};
 use crate::reactor::listener::{Acceptor, Listener};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::slots::{Slots, Token};
-use crate::reactor::socket::{Peer, Readiness, Stream, Transport};
+use crate::reactor::socket::{Peer, Readiness};
 use crate::reactor::timer::{TICK, Tick, Wheel};
 use crate::reactor::turn::{Key, earliest};
 
@@ -42,6 +44,7 @@ pub struct Endpoint<L: Acceptor = Listener> {
     slots: Slots<Slot<L::Stream>>,
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
+    hunch: Hunch,
     /// Slots to run, each at most once (see [`Slot::turn`]).
     runnable: Vec<Token>,
     /// Those of the turn before; empty between turns, kept for its capacity.
@@ -53,29 +56,6 @@ pub struct Endpoint<L: Acceptor = Listener> {
     loan: Loan,
     /// When the metrics were last flushed.
     flushed: Instant,
-}
-
-/// A connection with what its endpoint knows of it.
-struct Slot<S: Transport + 'static> {
-    connection: Connection<S>,
-    peer: Peer,
-    /// When it is to run at the latest, [`NEVER`] if it need not. Otherwise the wheel has an entry
-    /// for then or earlier.
-    deadline: Tick,
-    /// The state under which the ledger has it.
-    booked: ConnectionState,
-    turn: Turn,
-}
-
-/// When a connection runs next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// It is in the run queue for the first time: nobody announces its readiness yet.
-    First,
-    /// It is in the run queue.
-    Queued,
-    /// When something calls for it.
-    Waiting,
 }
 
 /// Who sends a worker connections that it has accepted itself.
@@ -146,6 +126,7 @@ impl<L: Acceptor> Endpoint<L> {
             balance: None,
             slots: Slots::new(),
             wheel: Wheel::new(site.epoch),
+            hunch: Hunch::new(),
             runnable: Vec::new(),
             ran: Vec::new(),
             last_deadline: (site.epoch, Tick(0)),
@@ -197,13 +178,13 @@ impl<L: Acceptor> Endpoint<L> {
         }
         let Some(slot) = self.slots.get_mut(key.token()) else { return };
         slot.connection.announce(readiness);
-        enqueue(&mut self.runnable, slot, key.token());
+        slot.enqueue(&mut self.runnable, key.token());
     }
 
     /// The task behind `key` was woken; the key may be stale.
     pub fn woken(&mut self, key: Key) {
         if let Some(slot) = self.slots.get_mut(key.token()) {
-            enqueue(&mut self.runnable, slot, key.token());
+            slot.enqueue(&mut self.runnable, key.token());
         }
     }
 
@@ -230,7 +211,7 @@ impl<L: Acceptor> Endpoint<L> {
             let Some(slot) = self.slots.get_mut(token) else { continue };
             if slot.deadline <= tick {
                 slot.deadline = NEVER;
-                enqueue(&mut self.runnable, slot, token);
+                slot.enqueue(&mut self.runnable, token);
             } else if slot.deadline != NEVER {
                 self.wheel.file_by(index, slot.deadline);
             }
@@ -353,7 +334,7 @@ impl<L: Acceptor> Endpoint<L> {
         for token in tokens {
             if let Some(slot) = self.slots.get_mut(token) {
                 each(&mut slot.connection);
-                enqueue(&mut self.runnable, slot, token);
+                slot.enqueue(&mut self.runnable, token);
             }
         }
     }
@@ -394,28 +375,33 @@ impl<L: Acceptor> Endpoint<L> {
         }
     }
 
-    /// Its first run looks into the kernel's buffer: most clients have sent their request by then,
-    /// and one that is answered and closed at once need not be watched at all.
     fn open(&mut self, (stream, peer, seat): Fresh<L::Stream>) {
         self.site.ledger.opened();
         let mut connection = Connection::accepted(stream, &self.site);
-        match seat {
-            Seat::Over => connection.shed(&self.site),
-            Seat::Granted => connection.recheck(),
+        let look = match (seat, self.site.mode.get()) {
+            (Seat::Granted, Mode::Serving) => self.hunch.look(),
+            _ => Look::Now,
+        };
+        match (seat, look) {
+            (Seat::Over, _) => connection.shed(&self.site),
+            (Seat::Granted, Look::Now) => connection.recheck(),
+            (Seat::Granted, Look::Announced) => {}
         }
-        let token = self.slots.insert(Slot {
-            connection,
-            peer,
-            deadline: NEVER,
-            booked: ConnectionState::New,
-            turn: Turn::First,
-        });
-        self.runnable.push(token);
+        let token = self.slots.insert(Slot::new(connection, peer));
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        match look {
+            Look::Now => slot.enqueue(&mut self.runnable, token),
+            Look::Announced => {
+                let at = slot.connection.idle_until(&self.site, token.index());
+                slot.wait(token, at, &mut self.wheel, &mut self.last_deadline);
+                self.watch(token);
+            }
+        }
     }
 
     fn run(&mut self, token: Token) {
         let Some(slot) = self.slots.get_mut(token) else { return };
-        let turn = std::mem::replace(&mut slot.turn, Turn::Waiting);
+        slot.dequeued();
         let was_hot = is_hot(slot.booked);
         let mut means = Means {
             site: &self.site,
@@ -425,41 +411,19 @@ impl<L: Acceptor> Endpoint<L> {
             peer: slot.peer,
         };
         let step = slot.connection.run(&mut means);
+        if slot.is_unwatched() {
+            let is_new = slot.connection.state() == ConnectionState::New;
+            self.hunch.note(if is_new { Found::Nothing } else { Found::Something });
+        }
         match step {
             Step::Wait(at) => {
-                let deadline = match at {
-                    None => NEVER,
-                    Some(at) if at == self.last_deadline.0 => self.last_deadline.1,
-                    Some(at) => {
-                        let tick = self.wheel.tick_of(at);
-                        self.last_deadline = (at, tick);
-                        tick
-                    }
-                };
-                // One that moves away is filed again when the wheel tells of the earlier one.
-                if deadline < std::mem::replace(&mut slot.deadline, deadline) {
-                    self.wheel.file_by(token.index(), deadline);
-                }
+                slot.wait(token, at, &mut self.wheel, &mut self.last_deadline);
             }
-            Step::Again => enqueue(&mut self.runnable, slot, token),
+            Step::Again => slot.enqueue(&mut self.runnable, token),
             Step::Closed(outcome) => {
                 if was_hot {
                     self.site.ledger.cooled();
                 }
-                self.free(token, outcome);
-                return;
-            }
-        }
-        if turn == Turn::First {
-            let key = Key::new(self.space, token);
-            // What has come since the run is announced as well: epoll looks when it is told.
-            let watched = slot.connection.watch_by(|stream| L::watch(&self.registrar, stream, key));
-            if let Err(error) = watched {
-                log::error!(event_type = "accept_failed"; "cannot watch a connection: {error}");
-                let outcome = match slot.connection.state() {
-                    ConnectionState::New => ConnectionOutcome::Shed,
-                    _ => slot.connection.cut(),
-                };
                 self.free(token, outcome);
                 return;
             }
@@ -471,6 +435,27 @@ impl<L: Acceptor> Endpoint<L> {
             if was_hot && !is_hot(state) {
                 self.site.ledger.cooled();
             }
+        }
+        if slot.lacks_watch() {
+            self.watch(token);
+        }
+    }
+
+    /// Has its readiness announced, as far as it is of interest. What has come before is announced
+    /// as well: epoll looks when it is told.
+    fn watch(&mut self, token: Token) {
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        let key = Key::new(self.space, token);
+        if let Err(error) = slot.watch_by::<L>(&self.registrar, key) {
+            log::error!(event_type = "accept_failed"; "cannot watch a connection: {error}");
+            let outcome = match slot.booked {
+                ConnectionState::New => ConnectionOutcome::Shed,
+                _ => slot.connection.cut(),
+            };
+            if is_hot(slot.booked) {
+                self.site.ledger.cooled();
+            }
+            self.free(token, outcome);
         }
     }
 
@@ -505,18 +490,6 @@ fn consolidate_heap() {
 
 /// Above glibc's `FASTBIN_CONSOLIDATION_THRESHOLD` (64 KiB), below its mapping threshold (128 KiB).
 const CONSOLIDATING_BYTES: usize = 96 * 1024;
-
-fn enqueue<S: Transport>(runnable: &mut Vec<Token>, slot: &mut Slot<S>, token: Token) {
-    if slot.turn == Turn::Waiting {
-        slot.turn = Turn::Queued;
-        runnable.push(token);
-    }
-}
-
-/// Whether hyper's buffers are there in this state.
-fn is_hot(state: ConnectionState) -> bool {
-    matches!(state, ConnectionState::Handling | ConnectionState::Streaming | ConnectionState::Idle)
-}
 
 impl Command {
     /// What an order means to the workers; `None`: nothing.
@@ -554,14 +527,8 @@ fn grace(policy: &Policy, idle: Patience) -> Grace {
     }
 }
 
-/// No deadline. 13 years ahead as a tick: nothing else lies there.
-const NEVER: Tick = Tick(u32::MAX);
-
 /// How stale the per-worker metrics may be.
 const METRICS_FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Connections from which on closing them is spread.
 const CROWD_MIN: usize = 64;
-/// Paid for by every idle connection, next to 8 bytes of its slot and 12 of the wheel. Debug builds
-/// of mio keep more per socket.
-const _: () = assert!(cfg!(debug_assertions) || size_of::<Slot<Stream>>() <= 56);

@@ -13,12 +13,14 @@ mod error;
 mod handle;
 mod holders;
 mod hooks;
+mod hunch;
 mod inherited;
 mod listener;
 mod manager;
 mod narrate;
 mod options;
 pub mod site;
+mod slot;
 mod trim;
 mod worker;
 

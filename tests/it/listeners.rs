@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use ebbtide::{
-    Address, InheritedListeners, Options, Phase, Request, RequestOutcome, Router, Server, Workers,
-    get,
+    Address, ConnectionState, InheritedListeners, Options, Phase, Request, RequestOutcome, Router,
+    Server, Workers, get,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -443,6 +443,28 @@ fn without_an_inherited_socket_there_is_nothing_to_listen_on() {
     let admin = Options { admin_listen: Some(Address::Inherited), ..workers(1, &["127.0.0.1:0"]) };
     Server::bind(admin, Router::new()).expect_err("the admin listener has an address of its own");
     assert!(InheritedListeners::default().is_empty());
+}
+
+#[test]
+fn clients_that_send_late_and_clients_that_send_at_once_are_answered_alike() {
+    let served = Served::start(app(&Gate::default()));
+    for round in 1..=3 {
+        // Enough of a kind that the worker gets used to it.
+        for number in 1..=40 {
+            let mut late = served.client();
+            served.until_in_state(ConnectionState::New, 1);
+            late.send(request("/hello"));
+            late.read_response().expect(200, "hello");
+            drop(late);
+            served.until("it is gone", |counts| {
+                counts.closed.iter().sum::<u64>() == round * 140 - 140 + number
+            });
+        }
+        for mut client in asking(|| served.client(), 100) {
+            client.read_response().expect(200, "hello");
+        }
+        served.until("they are gone", |counts| counts.closed.iter().sum::<u64>() == round * 140);
+    }
 }
 
 #[test]

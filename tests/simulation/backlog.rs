@@ -101,7 +101,13 @@ impl Acceptor for FakeListener {
     fn watch(_registrar: &(), stream: &mut Stream, key: Key) -> io::Result<()> {
         let mut link = stream.link.borrow_mut();
         link.key = Some(key);
-        // It can be written to from the first moment.
+        link.is_pending = link.has_news();
+        Ok(())
+    }
+
+    fn watch_room(_registrar: &(), stream: &mut Stream, _key: Key) -> io::Result<()> {
+        let mut link = stream.link.borrow_mut();
+        link.is_room_watched = true;
         link.is_pending = true;
         Ok(())
     }

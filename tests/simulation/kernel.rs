@@ -186,6 +186,8 @@ pub struct Link {
     pub key: Option<Key>,
     /// Whether epoll has it in its list.
     pub is_pending: bool,
+    /// Whether epoll is to tell of room to write.
+    pub is_room_watched: bool,
     pub send_buffer: usize,
     /// Whether somebody waits for space.
     pub wants_space: bool,
@@ -242,6 +244,7 @@ impl Link {
             slowest: rng.pick(&[20, 150, 150, 5000]) * MILLISECOND,
             key: None,
             is_pending: false,
+            is_room_watched: false,
             send_buffer: rng.pick(&windows[1..]),
             wants_space: false,
             resets_on_close: false,
@@ -408,7 +411,7 @@ impl Link {
         self.down.unacknowledged -= bytes;
         if self.wants_space && self.has_space() {
             self.wants_space = false;
-            self.is_pending = true;
+            self.is_pending |= self.is_room_watched;
         }
     }
 
@@ -422,13 +425,20 @@ impl Link {
     }
 
     /// What epoll says when it is asked.
+    /// Whether there is something to read, an end or an error.
+    pub fn has_news(&self) -> bool {
+        !self.up.queue.is_empty() || self.up.fin >= Fin::Arrived || self.is_reset
+    }
+
     pub fn readiness(&mut self) -> Readiness {
         let mut bits = Readiness::NONE;
         let is_ended = self.up.fin >= Fin::Arrived || self.is_reset;
         if !self.up.queue.is_empty() {
             bits = bits | Readiness::READABLE;
         }
-        if self.has_space() || self.down.fin != Fin::No {
+        if !self.is_room_watched {
+            // epoll says nothing of it.
+        } else if self.has_space() || self.down.fin != Fin::No {
             bits = bits | Readiness::WRITABLE;
         } else {
             self.wants_space = true;
