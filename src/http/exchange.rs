@@ -223,6 +223,14 @@ impl Exchanges {
         Some(self.slots.swap_remove(self.end))
     }
 
+    /// Leaves the place of one, which takes no more than so many bytes, and nothing of what was in
+    /// it. Whether that is so: some may be alive, and places may be larger.
+    pub fn vacate(&mut self, bytes_max: usize) -> bool {
+        let [place] = &mut *self.slots else { return false };
+        (place.route, place.id) = (None, None);
+        self.first == self.end && place.path.capacity() <= bytes_max
+    }
+
     /// Whether none is alive.
     pub fn is_empty(&self) -> bool {
         self.first == self.end

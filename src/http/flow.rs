@@ -20,6 +20,7 @@ use super::limits::{BODY_RATE_AFTER, DIRECT_BYTES_MIN};
 use super::message::{Media, RequestSlot, Response, Route};
 use super::short::Closes;
 use super::site::{AccessLog, HalfClose, Site};
+use super::spare::{self, Places};
 use super::verdict::Verdict;
 use super::watch::{EndedRequest, RequestInfo};
 use crate::ledger::{ConnectionOutcome, ConnectionState, RequestOutcome};
@@ -89,6 +90,14 @@ pub struct Splice {
     pub(super) media: Media,
 }
 
+/// Its places go to the next connection.
+impl Drop for Flow {
+    fn drop(&mut self) {
+        let (request, exchanges) = (self.request_slot.take(), self.exchanges.take());
+        spare::keep_places(Places { request, exchanges });
+    }
+}
+
 /// How far the request at hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -117,6 +126,7 @@ const NO_BODY: Incoming =
 
 impl Flow {
     pub fn new(site: Rc<Site>, peer: Peer) -> Rc<Flow> {
+        let Places { request, exchanges } = spare::take_places();
         Rc::new(Flow {
             site,
             peer,
@@ -134,8 +144,8 @@ impl Flow {
             verdict: Cell::new(None),
             incoming: Cell::new(NO_BODY),
             ended: Cell::new(false),
-            exchanges: RefCell::default(),
-            request_slot: Cell::new(None),
+            exchanges: RefCell::new(exchanges),
+            request_slot: Cell::new(request),
             token: RefCell::new(None),
             client_finished: Cell::new(false),
             persists: Cell::new(false),

@@ -514,9 +514,9 @@ impl<T: Transport> Hot<T> {
 
     /// Drops everything. The exchanges have been ended.
     pub fn discard(self: Box<Self>) {
-        let Hot { ways, flow, .. } = *self;
+        let flow = Rc::clone(&self.flow);
         flow.take_down();
-        drop_quietly(&flow, (ways, flow.prepared.take()));
+        drop_quietly(&flow, (self, flow.prepared.take()));
     }
 
     /// The shutdown's deadline has come.

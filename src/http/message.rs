@@ -42,6 +42,13 @@ struct Rest {
     params: Params,
 }
 
+impl RequestSlot {
+    /// Bytes that it has room for.
+    pub(super) fn room(&self) -> usize {
+        self.head.room()
+    }
+}
+
 impl Rest {
     fn new(body: RequestBody) -> Rest {
         Rest { body, route: None, params: Params::default() }

@@ -46,6 +46,11 @@ impl RequestHead {
         }
     }
 
+    /// Bytes that it has room for.
+    pub fn room(&self) -> usize {
+        self.sent.capacity() + self.target.capacity()
+    }
+
     fn is_sent(&self) -> bool {
         !self.sent.is_empty()
     }

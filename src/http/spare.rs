@@ -1,12 +1,14 @@
 //! What requests that are over leave to the next ones on the thread, so that a small one costs no
-//! allocation: a header map and the sheet of a response.
+//! allocation: a header map, the sheet of a response, and the places that a connection has for a
+//! request.
 
 use std::cell::{Cell, RefCell};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, Version};
 
-use super::message::{Media, Sheet};
+use super::exchange::Exchanges;
+use super::message::{Media, RequestSlot, Sheet};
 
 thread_local! {
     /// Where bytes are shared.
@@ -15,7 +17,19 @@ thread_local! {
     static HEADERS: RefCell<HeaderMap> = RefCell::default();
     /// As good as new.
     static SHEET: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
+    /// No larger than [`PLACE_BYTES_MAX`], and empty.
+    static PLACES: Cell<Option<Places>> = const { Cell::new(None) };
 }
+
+/// What a connection keeps from one request to the next.
+#[derive(Default)]
+pub(super) struct Places {
+    pub request: Option<Box<RequestSlot>>,
+    pub exchanges: Exchanges,
+}
+
+/// Places that took more room are not kept.
+const PLACE_BYTES_MAX: usize = 1024;
 
 /// A map that grew larger (112 bytes a field) is not kept.
 const FIELDS_MAX: usize = 32;
@@ -89,4 +103,18 @@ pub fn keep_sheet(mut sheet: Box<Sheet>) {
     sheet.body.clear();
     // At the thread's end there is no place for it any more.
     SHEET.try_with(|spare| spare.set(Some(sheet))).unwrap_or_default();
+}
+
+/// Places for a connection's first request.
+pub(super) fn take_places() -> Places {
+    PLACES.try_with(Cell::take).ok().flatten().unwrap_or_default()
+}
+
+/// Keeps the places of a connection that is gone.
+pub(super) fn keep_places(mut places: Places) {
+    let Places { request: Some(request), exchanges } = &mut places else { return };
+    if request.room() <= PLACE_BYTES_MAX && exchanges.vacate(PLACE_BYTES_MAX) {
+        // At the thread's end there is no place for it any more.
+        PLACES.try_with(|spare| spare.set(Some(places))).unwrap_or_default();
+    }
 }
