@@ -340,6 +340,9 @@ impl<L: Acceptor> Endpoint<L> {
     }
 
     fn accept(&mut self, now: Instant) {
+        if self.entrance.is_at_rest(now) {
+            return;
+        }
         let mut entrance = std::mem::take(&mut self.entrance);
         let capacity = Arc::clone(&self.capacity);
         entrance.accept(now, &capacity, |stream, peer, seat| {

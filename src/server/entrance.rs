@@ -84,6 +84,12 @@ impl<L: Acceptor> Entrance<L> {
             || self.stage_ends().is_some_and(|at| now >= at)
     }
 
+    /// Whether an accept would do nothing at all.
+    pub fn is_at_rest(&self, now: Instant) -> bool {
+        matches!(self.stage, Stage::Open | Stage::Closed)
+            && !self.listeners.iter().any(|listener| listener.is_ready(now))
+    }
+
     /// When it is busy again at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         earliest(self.listeners.iter().filter_map(L::deadline).min(), self.stage_ends())
