@@ -100,6 +100,9 @@ pub struct Listener {
     /// Edge-triggered, so an accept that failed for want of descriptors leaves it set.
     ready: bool,
     waiting: Waiting,
+    /// Whether the kernel has ever said that somebody waits. Before that its "nobody" is not
+    /// believed: kernels that are none, such as gVisor's, leave the field at zero.
+    has_counted: bool,
     /// Descriptors or memory ran out: not before then.
     paused_until: Option<Instant>,
     /// When that was last logged.
@@ -305,6 +308,7 @@ impl Listener {
                 Inner::Tcp(_) => Waiting::Unknown,
                 Inner::Unix(_) => Waiting::Untold,
             },
+            has_counted: false,
             paused_until: None,
             complained: None,
             drops_syns: false,
@@ -315,9 +319,19 @@ impl Listener {
     /// Whether the queue is empty, as far as that is known without an accept.
     fn is_empty(&mut self) -> bool {
         if let (Waiting::Unknown, Inner::Tcp(tcp)) = (self.waiting, &self.inner) {
-            self.waiting = crate::os::queued(tcp).map_or(Waiting::Untold, Waiting::Known);
+            self.note(crate::os::queued(tcp));
         }
         self.waiting == Waiting::Known(0)
+    }
+
+    /// The kernel said that so many wait, or nothing.
+    fn note(&mut self, count: Option<u32>) {
+        self.has_counted |= count.is_some_and(|count| count > 0);
+        self.waiting = match count {
+            Some(count) if self.has_counted => Waiting::Known(count),
+            Some(_) => Waiting::Unknown,
+            None => Waiting::Untold,
+        };
     }
 
     /// One of the queue was accepted.
@@ -540,6 +554,19 @@ mod tests {
         pair.listener.announce();
         assert!(pair.accepts() && pair.accepts() && pair.is_ready());
         assert!(pair.accepts() && !pair.is_ready());
+    }
+
+    #[test]
+    fn a_kernel_that_never_counts_is_not_believed() {
+        let mut pair = Pair::new();
+        pair.listener.note(Some(0));
+        assert_eq!(pair.listener.waiting, Waiting::Unknown, "it goes on to accept");
+        pair.listener.note(Some(2));
+        assert_eq!(pair.listener.waiting, Waiting::Known(2));
+        pair.listener.note(Some(0));
+        assert_eq!(pair.listener.waiting, Waiting::Known(0));
+        pair.listener.note(None);
+        assert_eq!(pair.listener.waiting, Waiting::Untold);
     }
 
     #[test]
