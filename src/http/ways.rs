@@ -83,7 +83,7 @@ impl<T: Transport> Ways<T> {
 
     /// Goes on with the request on the short way, and with those behind it that take it as well.
     fn go(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, cx: &mut Context<'_>) -> Got {
-        for _ in 0..REQUESTS_MAX {
+        for number in 1..=REQUESTS_MAX {
             if let Some(request) = self.taken.take() {
                 self.call = Some(answer(flow, request));
             }
@@ -101,13 +101,17 @@ impl<T: Transport> Ways<T> {
             if flow.asks_to_close.get() == Closes::Yes {
                 return Got::End;
             }
+            // None is taken that is not called in this turn: its client may be gone in the next.
+            if number == REQUESTS_MAX || wire.borrow().is_spent() {
+                let mut wire = wire.borrow_mut();
+                wire.yielded = !wire.input.is_empty();
+                break;
+            }
             // What is not taken is looked at with other eyes.
-            if wire.borrow().is_spent() || !self.take(wire, flow) {
+            if !self.take(wire, flow) {
                 break;
             }
         }
-        let mut wire = wire.borrow_mut();
-        wire.yielded = self.taken.is_some() || (wire.is_spent() && !wire.input.is_empty());
         Got::Far
     }
 

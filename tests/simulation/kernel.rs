@@ -424,12 +424,12 @@ impl Link {
         self.send_buffer.saturating_sub(self.used()) >= self.used() / 2
     }
 
-    /// What epoll says when it is asked.
     /// Whether there is something to read, an end or an error.
     pub fn has_news(&self) -> bool {
         !self.up.queue.is_empty() || self.up.fin >= Fin::Arrived || self.is_reset
     }
 
+    /// What epoll says when it is asked.
     pub fn readiness(&mut self) -> Readiness {
         let mut bits = Readiness::NONE;
         let is_ended = self.up.fin >= Fin::Arrived || self.is_reset;
