@@ -45,7 +45,7 @@ pub struct Endpoint<L: Acceptor = Listener> {
     /// One entry per slot with a deadline, filed at it or earlier.
     wheel: Wheel,
     hunch: Hunch,
-    /// Slots to run, each at most once (see [`Slot::turn`]).
+    /// Slots to run, each at most once (see [`Slot::enqueue`]).
     runnable: Vec<Token>,
     /// Those of the turn before; empty between turns, kept for its capacity.
     ran: Vec<Token>,
@@ -381,8 +381,9 @@ impl<L: Acceptor> Endpoint<L> {
     fn open(&mut self, (stream, peer, seat): Fresh<L::Stream>) {
         self.site.ledger.opened();
         let mut connection = Connection::accepted(stream, &self.site);
+        // On a unix socket a client that has sent and gone is announced as one that is gone.
         let look = match (seat, self.site.mode.get()) {
-            (Seat::Granted, Mode::Serving) => self.hunch.look(),
+            (Seat::Granted, Mode::Serving) if peer != Peer::LOCAL => self.hunch.look(),
             _ => Look::Now,
         };
         match (seat, look) {

@@ -30,8 +30,8 @@ struct Standing(u8);
 impl Standing {
     /// It is in the run queue. Otherwise it runs when something calls for it.
     const QUEUED: Standing = Standing(1);
-    /// What comes from the client is announced. Not before the first run: a connection that is
-    /// answered and closed in that need not be watched at all.
+    /// What comes from the client is announced. One that is looked into at once is not watched
+    /// before that: if it is answered and closed then, it need not be watched at all.
     const WATCHED: Standing = Standing(2);
     /// Room in the send buffer is announced, which was full once.
     const ROOM_WATCHED: Standing = Standing(4);

@@ -14,7 +14,7 @@ use ebbtide::{
 };
 use socket2::{Domain, Socket, Type};
 
-use super::client::{Client, request};
+use super::client::{Client, request, upload};
 use super::embedding::SocketPath;
 use super::support::{Gate, Served, app, ms, now, options, spawn, tcp, wait_until};
 
@@ -490,4 +490,24 @@ fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
             client.read_response().expect(200, "hello");
         }
     }
+}
+
+#[test]
+fn a_unix_client_that_sends_and_goes_has_its_request_begun() {
+    let path = SocketPath::new("gone");
+    let listen = format!("unix:{}", path.path().display());
+    let served = Served::with(workers(1, &[&listen]), app(&Gate::default()));
+    for number in 1..=20 {
+        let mut late = Client::connect_unix(path.path());
+        served.until_in_state(ConnectionState::New, 1);
+        late.send(request("/hello"));
+        late.read_response().expect(200, "hello");
+        drop(late);
+        served.until("it is gone", |counts| counts.closed.iter().sum::<u64>() == number);
+    }
+    for _ in 0..40 {
+        Client::connect_unix(path.path()).send(upload("/echo", "hello"));
+    }
+    served.until("all are gone", |counts| counts.closed.iter().sum::<u64>() == 60);
+    assert_eq!(served.counts().begun, 60);
 }
