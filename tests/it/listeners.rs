@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use ebbtide::{
     Address, ConnectionState, InheritedListeners, Options, Phase, Request, RequestOutcome, Router,
@@ -467,18 +468,24 @@ fn clients_that_send_late_and_clients_that_send_at_once_are_answered_alike() {
     }
 }
 
-#[test]
-fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
-    let (go, stopped) = std::sync::mpsc::channel::<()>();
-    let (told, is_there) = std::sync::mpsc::channel::<()>();
+/// The routes of [`app`], and `/stop`, which blocks its worker: it says that it has begun, and goes
+/// on when it is told.
+fn stopping() -> (Router, Receiver<()>, Sender<()>) {
+    let (go, stopped) = channel::<()>();
+    let (told, is_there) = channel::<()>();
     let stopped = Mutex::new(stopped);
     let stop = move |_: Request| {
         told.send(()).expect("the test waits");
         stopped.lock().expect("nobody panics").recv().expect("it is let go");
         "gone on"
     };
-    let served =
-        Served::with(workers(1, &["127.0.0.1:0"]), app(&Gate::default()).route("/stop", get(stop)));
+    (app(&Gate::default()).route("/stop", get(stop)), is_there, go)
+}
+
+#[test]
+fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
+    let (router, is_there, go) = stopping();
+    let served = Served::with(workers(1, &["127.0.0.1:0"]), router);
     for count in [1, 2, 65, 300] {
         let mut caller = served.client();
         caller.send(request("/stop"));
@@ -493,10 +500,11 @@ fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
 }
 
 #[test]
-fn a_unix_client_that_sends_and_goes_has_its_request_begun() {
+fn unix_clients_that_had_sent_and_gone_have_their_requests_begun() {
     let path = SocketPath::new("gone");
     let listen = format!("unix:{}", path.path().display());
-    let served = Served::with(workers(1, &[&listen]), app(&Gate::default()));
+    let (router, is_there, go) = stopping();
+    let served = Served::with(workers(1, &[&listen]), router);
     for number in 1..=20 {
         let mut late = Client::connect_unix(path.path());
         served.until_in_state(ConnectionState::New, 1);
@@ -505,9 +513,14 @@ fn a_unix_client_that_sends_and_goes_has_its_request_begun() {
         drop(late);
         served.until("it is gone", |counts| counts.closed.iter().sum::<u64>() == number);
     }
+    let mut caller = Client::connect_unix(path.path());
+    caller.send(request("/stop"));
+    is_there.recv().expect("it is begun");
     for _ in 0..40 {
         Client::connect_unix(path.path()).send(upload("/echo", "hello"));
     }
+    go.send(()).expect("the handler waits");
+    caller.read_response().expect(200, "gone on");
     served.until("all are gone", |counts| counts.closed.iter().sum::<u64>() == 60);
-    assert_eq!(served.counts().begun, 60);
+    assert_eq!(served.counts().begun, 61);
 }
