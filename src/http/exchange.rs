@@ -223,12 +223,13 @@ impl Exchanges {
         Some(self.slots.swap_remove(self.end))
     }
 
-    /// Leaves the place of one, which takes no more than so many bytes, and nothing of what was in
-    /// it. Whether that is so: some may be alive, and places may be larger.
+    /// Lets go of what the place of one shares with others. Whether that is all there is: none is
+    /// alive, and the place is the only one and its path takes no more than so many bytes.
     pub fn vacate(&mut self, bytes_max: usize) -> bool {
         let [place] = &mut *self.slots else { return false };
         (place.route, place.id) = (None, None);
-        self.first == self.end && place.path.capacity() <= bytes_max
+        let is_small = place.path.capacity() <= bytes_max;
+        is_small && self.is_empty()
     }
 
     /// Whether none is alive.

@@ -90,14 +90,6 @@ pub struct Splice {
     pub(super) media: Media,
 }
 
-/// Its places go to the next connection.
-impl Drop for Flow {
-    fn drop(&mut self) {
-        let (request, exchanges) = (self.request_slot.take(), self.exchanges.take());
-        spare::keep_places(Places { request, exchanges });
-    }
-}
-
 /// How far the request at hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -566,6 +558,14 @@ impl Flow {
             let taken = clock().saturating_duration_since(exchange.begun);
             exchange.log(self.peer, outcome, taken);
         }
+    }
+}
+
+/// Its places go to the next connection.
+impl Drop for Flow {
+    fn drop(&mut self) {
+        let (request, exchanges) = (self.request_slot.take(), self.exchanges.take());
+        spare::keep_places(Places { request, exchanges });
     }
 }
 

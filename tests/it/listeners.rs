@@ -6,8 +6,6 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use ebbtide::{
     Address, ConnectionState, InheritedListeners, Options, Phase, Request, RequestOutcome, Router,
@@ -449,78 +447,56 @@ fn without_an_inherited_socket_there_is_nothing_to_listen_on() {
 #[test]
 fn clients_that_send_late_and_clients_that_send_at_once_are_answered_alike() {
     let served = Served::start(app(&Gate::default()));
-    for round in 1..=3 {
+    for _ in 0..3 {
         // Enough of a kind that the worker gets used to it.
-        for number in 1..=40 {
+        for _ in 0..40 {
             let mut late = served.client();
             served.until_in_state(ConnectionState::New, 1);
-            late.send(request("/hello"));
-            late.read_response().expect(200, "hello");
+            late.get("/hello").expect(200, "hello");
             drop(late);
-            served.until("it is gone", |counts| {
-                counts.closed.iter().sum::<u64>() == round * 140 - 140 + number
-            });
+            served.until("it is gone", |counts| counts.open() == 0);
         }
-        for mut client in asking(|| served.client(), 100) {
-            client.read_response().expect(200, "hello");
-        }
-        served.until("they are gone", |counts| counts.closed.iter().sum::<u64>() == round * 140);
+        expect_answers(asking(|| served.client(), 100));
+        served.until("they are gone", |counts| counts.open() == 0);
     }
-}
-
-/// The routes of [`app`], and `/stop`, which blocks its worker: it says that it has begun, and goes
-/// on when it is told.
-fn stopping() -> (Router, Receiver<()>, Sender<()>) {
-    let (go, stopped) = channel::<()>();
-    let (told, is_there) = channel::<()>();
-    let stopped = Mutex::new(stopped);
-    let stop = move |_: Request| {
-        told.send(()).expect("the test waits");
-        stopped.lock().expect("nobody panics").recv().expect("it is let go");
-        "gone on"
-    };
-    (app(&Gate::default()).route("/stop", get(stop)), is_there, go)
 }
 
 #[test]
 fn a_queue_that_filled_while_the_worker_was_away_is_accepted_to_its_end() {
-    let (router, is_there, go) = stopping();
-    let served = Served::with(workers(1, &["127.0.0.1:0"]), router);
-    for count in [1, 2, 65, 300] {
-        let mut caller = served.client();
-        caller.send(request("/stop"));
-        is_there.recv().expect("it is begun");
-        let mut queued = asking(|| served.client(), count);
-        go.send(()).expect("the handler waits");
-        caller.read_response().expect(200, "gone on");
-        for client in &mut queued {
-            client.read_response().expect(200, "hello");
-        }
+    let gate = Gate::default();
+    let served = Served::with(workers(1, &["127.0.0.1:0"]), app(&gate));
+    for (arrived, count) in (1..).zip([1, 2, 65, 300]) {
+        let mut blocking = served.client();
+        blocking.send(request("/block"));
+        gate.until_arrived(arrived);
+        let queued = asking(|| served.client(), count);
+        gate.let_one();
+        blocking.read_response().expect(200, "blocked");
+        expect_answers(queued);
     }
 }
 
 #[test]
 fn unix_clients_that_had_sent_and_gone_have_their_requests_begun() {
     let path = SocketPath::new("gone");
+    let gate = Gate::default();
     let listen = format!("unix:{}", path.path().display());
-    let (router, is_there, go) = stopping();
-    let served = Served::with(workers(1, &[&listen]), router);
-    for number in 1..=20 {
+    let served = Served::with(workers(1, &[&listen]), app(&gate));
+    for _ in 0..20 {
         let mut late = Client::connect_unix(path.path());
         served.until_in_state(ConnectionState::New, 1);
-        late.send(request("/hello"));
-        late.read_response().expect(200, "hello");
+        late.get("/hello").expect(200, "hello");
         drop(late);
-        served.until("it is gone", |counts| counts.closed.iter().sum::<u64>() == number);
+        served.until("it is gone", |counts| counts.open() == 0);
     }
-    let mut caller = Client::connect_unix(path.path());
-    caller.send(request("/stop"));
-    is_there.recv().expect("it is begun");
+    let mut blocking = Client::connect_unix(path.path());
+    blocking.send(request("/block"));
+    gate.until_arrived(1);
     for _ in 0..40 {
         Client::connect_unix(path.path()).send(upload("/echo", "hello"));
     }
-    go.send(()).expect("the handler waits");
-    caller.read_response().expect(200, "gone on");
-    served.until("all are gone", |counts| counts.closed.iter().sum::<u64>() == 60);
+    gate.open();
+    blocking.read_response().expect(200, "blocked");
+    served.until("all are gone", |counts| counts.opened == 61 && counts.open() == 1);
     assert_eq!(served.counts().begun, 61);
 }
