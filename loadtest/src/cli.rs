@@ -58,6 +58,11 @@ fn data(command: Command) -> Command {
                 .value_parser(value_parser!(u32).range(1..=10_000)),
         )
         .arg(number("connections", "12", "Each server's connections to the database"))
+        .arg(
+            list("workers", "1,2", "Each server's threads for clients, one measure each")
+                .value_delimiter(',')
+                .value_parser(value_parser!(u32).range(1..=1_000)),
+        )
         .arg(number("rounds", "3", "How often everything is measured"))
         .arg(number("seconds", "5", "How long each measure takes"))
         .arg(
@@ -78,13 +83,15 @@ fn data(command: Command) -> Command {
 
 fn data_order(matches: &ArgMatches) -> data::Order {
     let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    let numbers = |name: &str| matches.get_many::<u32>(name).into_iter().flatten().copied();
     let named: Vec<String> =
         matches.get_many::<String>("scenarios").into_iter().flatten().cloned().collect();
     let is_asked = |scenario: &Scenario| named.iter().any(|name| name == scenario.name());
     data::Order {
         scenarios: Scenario::ALL.into_iter().filter(is_asked).collect(),
-        clients: matches.get_many::<u32>("clients").into_iter().flatten().copied().collect(),
+        clients: numbers("clients").collect(),
         connections: get(matches, "connections"),
+        workers: numbers("workers").collect(),
         rounds: get(matches, "rounds"),
         seconds: get(matches, "seconds"),
         binary: path("binary"),

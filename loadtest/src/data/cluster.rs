@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::server::{Contender, Server};
+use super::server::{Contender, Means, Server};
 use crate::target::Fault;
 
 /// Stopped and removed when dropped.
@@ -73,7 +73,8 @@ impl Cluster {
     pub fn fresh(&self, binary: &Path) -> Result<(), Fault> {
         let has_tables = self.psql("SELECT 1 FROM lab_rows LIMIT 1").is_ok();
         if !has_tables {
-            drop(Server::start(Contender::Ebbtide, binary, &self.url(), 2)?);
+            let means = Means { connections: 2, workers: 1 };
+            drop(Server::start(Contender::Ebbtide, binary, &self.url(), means)?);
         }
         self.psql("TRUNCATE items")?;
         self.psql("VACUUM ANALYZE lab_rows")

@@ -5,6 +5,9 @@
 //! each round begins with another, so what else the machine does meets all. A server's CPU time is
 //! the kernel's count of its process, without PostgreSQL's and without the load's.
 //!
+//! How many workers are best depends on the server and on what shares its cores, so each is measured
+//! with several numbers of them, and compared as it was fastest.
+//!
 //! Two scenarios: `db`, one row by its key, and `items`, one row inserted and committed.
 
 mod cluster;
@@ -18,7 +21,7 @@ use serde_json::{Value, json};
 
 use self::cluster::Cluster;
 pub use self::server::Contender;
-use self::server::Server;
+use self::server::{Means, Server};
 use crate::ebbtide::Ebbtide;
 use crate::results;
 use crate::root;
@@ -33,6 +36,8 @@ pub struct Order {
     pub clients: Vec<u32>,
     /// Connections of each server to the database.
     pub connections: u32,
+    /// Threads of each server for clients, one measure each.
+    pub workers: Vec<u32>,
     /// How often everything is measured.
     pub rounds: u32,
     /// How long each measure takes.
@@ -85,6 +90,7 @@ struct Measured {
     scenario: Scenario,
     clients: u32,
     contender: Contender,
+    workers: u32,
     per_second: f64,
     /// Of the server's process, for each request.
     cpu_us: f64,
@@ -109,12 +115,11 @@ pub fn run(order: &Order) -> Result<(), Fault> {
     for round in 0..order.rounds {
         for &scenario in &order.scenarios {
             for &clients in &order.clients {
-                for turn in 0..Contender::ALL.len() {
-                    let at = (turn + round as usize) % Contender::ALL.len();
-                    let contender = Contender::ALL[at];
-                    let one = measure(order, &cluster, &binary, scenario, clients, contender)?;
+                for (contender, workers) in entries(order, round) {
+                    let one =
+                        measure(order, &cluster, &binary, (scenario, clients), contender, workers)?;
                     eprintln!(
-                        "round {} {} {clients} clients {}: {:.0}/s, {:.1} us CPU",
+                        "round {} {} {clients} clients {}, workers {workers}: {:.0}/s, {:.1} us CPU",
                         round + 1,
                         scenario.name(),
                         contender.name(),
@@ -132,16 +137,26 @@ pub fn run(order: &Order) -> Result<(), Fault> {
     Ok(())
 }
 
+/// The servers in the order of a round, which begins each time with another.
+fn entries(order: &Order, round: u32) -> Vec<(Contender, u32)> {
+    let with = |workers: u32| Contender::ALL.map(|contender| (contender, workers));
+    let mut all: Vec<(Contender, u32)> = order.workers.iter().copied().flat_map(with).collect();
+    let first = round as usize % all.len().max(1);
+    all.rotate_left(first);
+    all
+}
+
 fn measure(
     order: &Order,
     cluster: &Cluster,
     binary: &Path,
-    scenario: Scenario,
-    clients: u32,
+    (scenario, clients): (Scenario, u32),
     contender: Contender,
+    workers: u32,
 ) -> Result<Measured, Fault> {
     cluster.fresh(binary)?;
-    let server = Server::start(contender, binary, &cluster.url(), order.connections)?;
+    let means = Means { connections: order.connections, workers };
+    let server = Server::start(contender, binary, &cluster.url(), means)?;
     let url = format!("http://{}{}", server.address(), scenario.path());
     // Connections are opened and statements prepared before anything counts.
     wrk(scenario, &url, clients, WARM_UP_SECONDS)?;
@@ -159,6 +174,7 @@ fn measure(
         scenario,
         clients,
         contender,
+        workers,
         per_second: number("requests_per_second"),
         cpu_us: cpu * 1e6 / number("requests"),
         summary,
@@ -179,23 +195,34 @@ fn wrk(scenario: Scenario, url: &str, clients: u32, seconds: u32) -> Result<Valu
     serde_json::from_str(last).map_err(|_| Fault(format!("wrk said: {said}")))
 }
 
-/// The medians, by what was asked and by whom.
-type Medians = BTreeMap<(Scenario, u32), BTreeMap<&'static str, (f64, f64)>>;
+/// A server as it was fastest.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Best {
+    workers: u32,
+    per_second: f64,
+    cpu_us: f64,
+}
 
-fn medians(measured: &[Measured]) -> Medians {
-    let mut all: BTreeMap<(Scenario, u32), BTreeMap<&'static str, Vec<&Measured>>> =
-        BTreeMap::new();
+/// By what was asked and by whom.
+type Table = BTreeMap<(Scenario, u32), BTreeMap<&'static str, Best>>;
+
+/// Of each server the number of workers that has the highest median.
+fn best_of(measured: &[Measured]) -> Table {
+    let mut all: BTreeMap<_, Vec<&Measured>> = BTreeMap::new();
     for one in measured {
-        let row = all.entry((one.scenario, one.clients)).or_default();
-        row.entry(one.contender.name()).or_default().push(one);
+        let key = (one.scenario, one.clients, one.contender.name(), one.workers);
+        all.entry(key).or_default().push(one);
     }
-    let of_all = |ones: &[&Measured]| {
-        let rate = median(ones.iter().map(|one| one.per_second).collect());
-        (rate, median(ones.iter().map(|one| one.cpu_us).collect()))
-    };
-    all.into_iter()
-        .map(|(key, row)| (key, row.iter().map(|(name, ones)| (*name, of_all(ones))).collect()))
-        .collect()
+    let mut table = Table::new();
+    for ((scenario, clients, name, workers), ones) in all {
+        let per_second = median(ones.iter().map(|one| one.per_second).collect());
+        let cpu_us = median(ones.iter().map(|one| one.cpu_us).collect());
+        let best = table.entry((scenario, clients)).or_default().entry(name).or_default();
+        if per_second > best.per_second {
+            *best = Best { workers, per_second, cpu_us };
+        }
+    }
+    table
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -203,7 +230,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// A table in Markdown: requests a second, and microseconds of CPU for each.
+/// A table in Markdown: requests a second, microseconds of CPU for each, and with how many workers.
 fn table(measured: &[Measured]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut heading = vec!["scenario".to_owned(), "clients".to_owned()];
@@ -211,16 +238,16 @@ fn table(measured: &[Measured]) -> String {
     heading.push("to the best other".to_owned());
     let mut text = line(&heading);
     text.push_str(&line(&vec!["---".to_owned(); heading.len()]));
-    for ((scenario, clients), row) in medians(measured) {
+    for ((scenario, clients), row) in best_of(measured) {
         let of = |contender: Contender| row.get(contender.name()).copied().unwrap_or_default();
         let mut cells = vec![format!("`{}`", scenario.name()), clients.to_string()];
         cells.extend(Contender::ALL.map(|contender| {
-            let (rate, cpu) = of(contender);
-            format!("{rate:.0}/s, {cpu:.1} µs")
+            let Best { workers, per_second, cpu_us } = of(contender);
+            format!("{per_second:.0}/s, {cpu_us:.1} µs, {workers} w")
         }));
         let others = Contender::ALL.into_iter().filter(|other| *other != Contender::Ebbtide);
-        let best = others.map(|other| of(other).0).fold(f64::MIN_POSITIVE, f64::max);
-        cells.push(format!("{:.2}", of(Contender::Ebbtide).0 / best));
+        let best = others.map(|other| of(other).per_second).fold(f64::MIN_POSITIVE, f64::max);
+        cells.push(format!("{:.2}", of(Contender::Ebbtide).per_second / best));
         text.push_str(&line(&cells));
     }
     text
@@ -234,6 +261,7 @@ fn told(order: &Order, measured: &[Measured]) -> Value {
                 "scenario": one.scenario.name(),
                 "clients": one.clients,
                 "server": one.contender.name(),
+                "workers": one.workers,
                 "requests_per_second": one.per_second,
                 "cpu_us_per_request": one.cpu_us,
                 "wrk": one.summary,
@@ -245,3 +273,48 @@ fn told(order: &Order, measured: &[Measured]) -> Value {
 
 /// Load before each measure.
 const WARM_UP_SECONDS: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(contender: Contender, workers: u32, per_second: f64) -> Measured {
+        let (scenario, summary) = (Scenario::Db, Value::Null);
+        Measured { scenario, clients: 64, contender, workers, per_second, cpu_us: 1.0, summary }
+    }
+
+    #[test]
+    fn each_server_is_compared_with_the_workers_that_are_best_for_it() {
+        let all = [
+            measured(Contender::Ebbtide, 1, 300.0),
+            measured(Contender::Ebbtide, 2, 200.0),
+            measured(Contender::Actix, 1, 50.0),
+            measured(Contender::Actix, 2, 150.0),
+            // One good round is no good median.
+            measured(Contender::Actix, 1, 900.0),
+            measured(Contender::Actix, 1, 60.0),
+        ];
+        let row = &best_of(&all)[&(Scenario::Db, 64)];
+        assert_eq!(row["ebbtide"], Best { workers: 1, per_second: 300.0, cpu_us: 1.0 });
+        assert_eq!(row["actix"], Best { workers: 2, per_second: 150.0, cpu_us: 1.0 });
+        assert!(table(&all).contains("| 2.00 |"), "{}", table(&all));
+    }
+
+    #[test]
+    fn every_server_begins_a_round() {
+        let order = Order {
+            scenarios: Scenario::ALL.to_vec(),
+            clients: vec![1],
+            connections: 12,
+            workers: vec![1, 2],
+            rounds: 3,
+            seconds: 1,
+            binary: None,
+            out: PathBuf::new(),
+        };
+        let firsts: Vec<_> = (0..6).map(|round| entries(&order, round)[0]).collect();
+        for contender in Contender::ALL {
+            assert!(firsts.contains(&(contender, 1)) && firsts.contains(&(contender, 2)));
+        }
+    }
+}

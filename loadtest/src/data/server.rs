@@ -58,7 +58,8 @@ impl Contender {
         if status.success() { Ok(()) } else { Err(Fault("the peers do not build".to_owned())) }
     }
 
-    fn command(self, binary: &Path, url: &str, connections: u32) -> Command {
+    fn command(self, binary: &Path, url: &str, means: Means) -> Command {
+        let Means { connections, workers } = means;
         let peer = |name: &str| -> PathBuf { root().join(PEERS).join("target/release").join(name) };
         let mut command = match self {
             Contender::Ebbtide => {
@@ -76,9 +77,18 @@ impl Contender {
         if self != Contender::Ebbtide {
             command.arg("127.0.0.1:0").env("DATABASE_CONNECTIONS", connections.to_string());
         }
-        command.env("DATABASE_URL", url).current_dir("/");
+        command.env("DATABASE_URL", url).env("WORKERS", workers.to_string()).current_dir("/");
         command
     }
+}
+
+/// What a server gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// To the database.
+    pub connections: u32,
+    /// Threads for clients.
+    pub workers: u32,
 }
 
 /// A server that is ready. Killed when dropped.
@@ -97,9 +107,9 @@ impl Server {
         contender: Contender,
         binary: &Path,
         url: &str,
-        connections: u32,
+        means: Means,
     ) -> Result<Server, Fault> {
-        let mut command = contender.command(binary, url, connections);
+        let mut command = contender.command(binary, url, means);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = child.spawn().map_err(Fault::of(&format!("start {}", contender.name())))?;
         let stderr = child.stderr.take().expect("it is piped");

@@ -1,7 +1,7 @@
 //! What the servers have in common: their command line, their statements, what an item is.
 //!
-//! `data-NAME ADDRESS`, with `DATABASE_URL` and, in `DATABASE_CONNECTIONS`, the number of its
-//! connections. The tables are there: ebbtide makes them.
+//! `data-NAME ADDRESS`, with `DATABASE_URL`, in `DATABASE_CONNECTIONS` the number of its connections
+//! and in `WORKERS` that of its threads. The tables are there: ebbtide makes them.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
@@ -21,6 +21,8 @@ pub struct Options {
     pub database: tokio_postgres::Config,
     /// How many connections it may have to it.
     pub connections: usize,
+    /// How many threads serve clients.
+    pub workers: usize,
 }
 
 impl Options {
@@ -32,12 +34,12 @@ impl Options {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let variable = |name: &str| std::env::var(name).map_err(|_| bad(name));
         let address = std::env::args().nth(1).and_then(|text| text.parse().ok());
+        let number = |name: &str| variable(name)?.parse::<usize>().map_err(|_| bad(name));
         Ok(Options {
             address: address.ok_or_else(|| bad("expected an address"))?,
             database: variable("DATABASE_URL")?.parse().map_err(|_| bad("DATABASE_URL"))?,
-            connections: variable("DATABASE_CONNECTIONS")?
-                .parse()
-                .map_err(|_| bad("DATABASE_CONNECTIONS"))?,
+            connections: number("DATABASE_CONNECTIONS")?,
+            workers: number("WORKERS")?,
         })
     }
 

@@ -45,7 +45,7 @@ impl Connections {
 async fn main() -> std::io::Result<()> {
     let options = Options::of_process()?;
     let listener = options.listen()?;
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = options.workers;
     let share = (options.connections / workers).max(1);
     let server = HttpServer::new(move || {
         let options = options.clone();

@@ -8,9 +8,13 @@ use data_peers::{CREATE, Item, LabRow, NewItem, Options, ROW, random_id};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod};
 use tokio_postgres::NoTls;
 
-#[tokio::main]
-async fn main() -> std::io::Result<()> {
+fn main() -> std::io::Result<()> {
     let options = Options::of_process()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(options.workers).enable_all().build()?.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> std::io::Result<()> {
     let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(options.database.clone(), NoTls, fast);
     let pool = Pool::builder(manager).max_size(options.connections).build();
