@@ -494,7 +494,7 @@ fn written(result: io::Result<()>) {
 const TORN: Broken = Broken("a message that cannot be read");
 
 /// Statements that share a unit. The first of them waits for the last.
-pub const UNIT_MAX: usize = 16;
+pub const UNIT_MAX: usize = 32;
 
 /// How long a statement may take to be one that others may wait for.
 pub const QUICK_MAX: Duration = Duration::from_millis(1);
