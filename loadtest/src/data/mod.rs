@@ -5,8 +5,8 @@
 //! each round begins with another, so what else the machine does meets all. A server's CPU time is
 //! the kernel's count of its process, without PostgreSQL's and without the load's.
 //!
-//! How many workers are best depends on the server and on what shares its cores, so each is measured
-//! with several numbers of them, and compared as it was fastest.
+//! How many workers are best depends on the server and on what shares its cores, so each is
+//! measured with several numbers of them, and compared as it was fastest.
 //!
 //! Two scenarios: `db`, one row by its key, and `items`, one row inserted and committed.
 
@@ -119,7 +119,7 @@ pub fn run(order: &Order) -> Result<(), Fault> {
                     let one =
                         measure(order, &cluster, &binary, (scenario, clients), contender, workers)?;
                     eprintln!(
-                        "round {} {} {clients} clients {}, workers {workers}: {:.0}/s, {:.1} us CPU",
+                        "round {} {} {clients} clients {} workers {workers}: {:.0}/s, {:.1} us",
                         round + 1,
                         scenario.name(),
                         contender.name(),

@@ -1,7 +1,7 @@
 //! What the servers have in common: their command line, their statements, what an item is.
 //!
-//! `data-NAME ADDRESS`, with `DATABASE_URL`, in `DATABASE_CONNECTIONS` the number of its connections
-//! and in `WORKERS` that of its threads. The tables are there: ebbtide makes them.
+//! `data-NAME ADDRESS`, with `DATABASE_URL`, in `DATABASE_CONNECTIONS` the number of its
+//! connections and in `WORKERS` that of its threads. The tables are there: ebbtide makes them.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
