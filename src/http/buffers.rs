@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::head::{Head, HeadLimits, examine};
+use super::head::{Head, HeadLimits, examine, is_closed};
 use super::limits::OUT_BYTES_MAX;
 use crate::ledger::RejectedCode;
 use crate::reactor::socket::{Received, Socket, Transport};
@@ -152,6 +152,30 @@ impl Input {
             self.fill(socket)?;
         }
         Ok(!self.is_empty() && self.examined == 0)
+    }
+
+    /// As [`next_head`](Input::next_head), for whoever does not want to know where a head ends:
+    /// `None` when one is there, or more than one may be, which most are [at a glance](is_closed).
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn glimpse_head<T: Transport>(
+        &mut self,
+        socket: &mut Socket<T>,
+        limits: &HeadLimits,
+    ) -> io::Result<Option<Next>> {
+        if self.is_empty() {
+            match self.fill(socket)? {
+                Received::Bytes(_) => {}
+                Received::Nothing => return Ok(Some(Next::Nothing)),
+                Received::End => return Ok(Some(Next::End)),
+            }
+        }
+        if self.examined == 0 && is_closed(self.bytes()) {
+            return Ok(None);
+        }
+        let next = self.find_head(socket, limits)?;
+        Ok(Some(next).filter(|next| !matches!(next, Next::Complete(_))))
     }
 
     fn find_head<T: Transport>(

@@ -256,13 +256,13 @@ impl<T: Transport> Connection<T> {
             cold.socket.recheck();
         }
         input.attach(means.loan);
-        let next = input.next_head(&mut cold.socket, &site.limits.head());
-        if let Ok(Next::Complete(_)) = next {
+        let glimpse = input.glimpse_head(&mut cold.socket, &site.limits.head());
+        let Some(next) = glimpse.transpose() else {
             // The input stays attached: the hot connection goes on reading from it.
             let hot = Hot::new(cold.socket, input, means);
             self.life = Life::Hot(Box::new(hot));
             return self.run_hot(means);
-        }
+        };
         input.detach(means.loan);
         match next {
             Ok(Next::Nothing | Next::Partial) => {
@@ -279,7 +279,7 @@ impl<T: Transport> Connection<T> {
                 self.reject(cold.socket, code, ConnectionOutcome::Rejected, site);
                 None
             }
-            Ok(Next::Complete(_)) => unreachable!("handled above"),
+            Ok(Next::Complete(_)) => unreachable!("a glimpse tells of none"),
             Err(_) => Some(Step::Closed(ConnectionOutcome::Reset)),
         }
     }

@@ -89,6 +89,12 @@ pub fn examine(bytes: &[u8], limits: &HeadLimits) -> Head {
     }
 }
 
+/// Whether `bytes` are at least a head, or more than may be: they begin like a line and end with an
+/// empty one. Most requests come so, each by itself, and whoever parses them finds the end anyway.
+pub fn is_closed(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|byte| !matches!(byte, b'\r' | b'\n')) && bytes.ends_with(b"\r\n\r\n")
+}
+
 /// How many bytes there are up to and including the first empty line behind another one. The lines
 /// of most heads are too short for a search for LF to pay, so windows are looked at as a whole.
 fn end_of_lines(bytes: &[u8]) -> Option<usize> {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use http::StatusCode;
@@ -22,11 +22,10 @@ use super::short::Closes;
 use super::site::{Mode, Site};
 use super::verdict::Verdict;
 use super::watch::RequestInfo;
-use super::ways::Ways;
+use super::ways::{Alarm, Ways};
 use super::wire::Wire;
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
-use crate::reactor::task;
 use crate::reactor::turn::earliest;
 use crate::said::chain;
 
@@ -36,7 +35,8 @@ pub(super) struct Hot<T: Transport + 'static> {
     wire: Rc<RefCell<Wire<T>>>,
     flow: Rc<Flow>,
     _counted: Counted,
-    waker: Waker,
+    /// Made when somebody is to be told of it.
+    waker: Option<Waker>,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
     /// When the last request was done, or the connection became hot.
@@ -97,7 +97,7 @@ impl<T: Transport> Hot<T> {
             wire,
             flow,
             _counted: Counted::new(site),
-            waker: task::waker(means.key, std::sync::Arc::clone(means.remote)),
+            waker: None,
             attached: true,
             idle_since: now,
             head_since: None,
@@ -175,7 +175,7 @@ impl<T: Transport> Hot<T> {
             }
         }
         let site = &**means.site;
-        let ran = self.advance(site);
+        let ran = self.advance(site, means);
         let ran = match ran {
             Ran::Wait(_) => self.wait(site),
             other => other,
@@ -186,7 +186,7 @@ impl<T: Transport> Hot<T> {
 
     /// Serves what there is to serve. `Wait` stands for any wait; [`wait`](Hot::wait) says how
     /// long.
-    fn advance(&mut self, site: &Site) -> Ran {
+    fn advance(&mut self, site: &Site, means: &Means<'_>) -> Ran {
         let now = site.now.get();
         let (is_broken, is_finished) = {
             let socket = &self.wire.borrow().socket;
@@ -227,9 +227,9 @@ impl<T: Transport> Hot<T> {
             self.ways.shut_down_by_hyper(&self.wire, &self.flow);
         }
         let polled = {
-            let mut cx = Context::from_waker(&self.waker);
-            let Hot { ways, wire, flow, .. } = self;
-            catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, &mut cx)))
+            let Hot { ways, wire, flow, waker, .. } = self;
+            let mut alarm = Alarm { made: waker, key: means.key, remote: means.remote };
+            catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, &mut alarm)))
         };
         if let Some(ran) = self.flush(now) {
             return ran;
@@ -533,10 +533,10 @@ impl<T: Transport> Hot<T> {
 
     /// Takes hyper down and gives the socket back, with what had been read of a next head and since
     /// when the connection is in the state it then has.
-    pub fn hibernate(self: Box<Self>) -> (Instant, Vec<u8>, Socket<T>) {
+    pub fn hibernate(self) -> (Instant, Vec<u8>, Socket<T>) {
         debug_assert!(self.flow.is_settled(), "a connection hibernates with nothing at hand");
         let since = self.head_since.unwrap_or(self.idle_since);
-        let Hot { ways, wire, flow, .. } = *self;
+        let Hot { ways, wire, flow, .. } = self;
         // What hyper read comes before what we read after it.
         let mut bytes = ways.into_read();
         drop(flow);
@@ -547,13 +547,13 @@ impl<T: Transport> Hot<T> {
 
     /// Turns into a closing connection, with `extra` behind its output.
     pub fn into_linger(
-        self: Box<Self>,
+        self,
         manner: Manner,
         outcome: ConnectionOutcome,
         extra: Option<&[u8]>,
         now: Instant,
     ) -> Linger<T> {
-        let Hot { ways, wire, flow, .. } = *self;
+        let Hot { ways, wire, flow, .. } = self;
         flow.take_down();
         drop_quietly(&flow, (ways, flow.prepared.take()));
         let wire = unshare(wire);

@@ -335,6 +335,11 @@ impl CallFuture {
         CallFuture { flow: Rc::clone(flow), stage }
     }
 
+    /// Whether the answer is there, so that nobody will be woken for it.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Answered(_))
+    }
+
     /// The whole answer, once it is there.
     pub(super) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
         let mut response = ready!(self.poll_answer(cx));
@@ -346,8 +351,7 @@ impl CallFuture {
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Stage::Handling { future, polled } = &mut self.stage else {
             // Answered on the spot, unless there is a verdict.
-            let is_answered = matches!(self.stage, Stage::Answered(_));
-            return if is_answered { Poll::Ready(()) } else { Poll::Pending };
+            return if self.is_answered() { Poll::Ready(()) } else { Poll::Pending };
         };
         let result = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         if !std::mem::replace(polled, true) {

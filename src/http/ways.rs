@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use hyper::server::conn::http1;
 
@@ -14,18 +15,35 @@ use super::service::{CallFuture, Gate, answer, begin_short, drop_quietly};
 use super::short::{self, Closes};
 use super::site::Mode;
 use super::wire::{Io, Pieces, Wire};
+use crate::reactor::mailbox::Remote;
 use crate::reactor::socket::Transport;
+use crate::reactor::task;
+use crate::reactor::turn::Key;
 
 /// Both ways. One request at a time is on either.
 pub(super) struct Ways<T: Transport + 'static> {
-    /// Made for the first request that needs it.
-    hyper: Option<http1::Connection<Io<T>, Gate>>,
+    /// Made for the first request that needs it, and large.
+    hyper: Option<Box<http1::Connection<Io<T>, Gate>>>,
     /// What it was or will be made with.
     pieces: Pieces,
     /// A request that took the short way and has not reached the application.
     taken: Option<Request>,
     /// The call for the one that has.
     call: Option<CallFuture>,
+}
+
+/// What wakes a connection. Most have their requests answered on the spot, and need no waker.
+pub(super) struct Alarm<'a> {
+    /// Made once for a connection.
+    pub made: &'a mut Option<Waker>,
+    pub key: Key,
+    pub remote: &'a Arc<Remote>,
+}
+
+impl Alarm<'_> {
+    fn waker(&mut self) -> &Waker {
+        self.made.get_or_insert_with(|| task::waker(self.key, Arc::clone(self.remote)))
+    }
 }
 
 /// How far a request got on the short way.
@@ -49,16 +67,16 @@ impl<T: Transport> Ways<T> {
         &mut self,
         wire: &Rc<RefCell<Wire<T>>>,
         flow: &Rc<Flow>,
-        cx: &mut Context<'_>,
+        alarm: &mut Alarm<'_>,
     ) -> Poll<hyper::Result<()>> {
         if self.taken.is_some() || self.call.is_some() {
-            match self.go(wire, flow, cx) {
+            match self.go(wire, flow, alarm) {
                 Got::Far => return Poll::Pending,
                 Got::End => return Poll::Ready(Ok(())),
                 Got::Hyper => {}
             }
         }
-        Pin::new(self.hyper(wire, flow)).poll(cx)
+        Pin::new(self.hyper(wire, flow)).poll(&mut Context::from_waker(alarm.waker()))
     }
 
     /// Takes the request that begins what was read, if it is ordinary. For idle connections; the
@@ -82,13 +100,15 @@ impl<T: Transport> Ways<T> {
     }
 
     /// Goes on with the request on the short way, and with those behind it that take it as well.
-    fn go(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, cx: &mut Context<'_>) -> Got {
+    fn go(&mut self, wire: &RefCell<Wire<T>>, flow: &Rc<Flow>, alarm: &mut Alarm<'_>) -> Got {
         for number in 1..=REQUESTS_MAX {
             if let Some(request) = self.taken.take() {
                 self.call = Some(answer(flow, request));
             }
             let Some(call) = &mut self.call else { return Got::Far };
-            let Poll::Ready(response) = call.poll_response(cx) else { return Got::Far };
+            let waker = if call.is_answered() { Waker::noop() } else { alarm.waker() };
+            let answer = call.poll_response(&mut Context::from_waker(waker));
+            let Poll::Ready(response) = answer else { return Got::Far };
             self.call = None;
             if !wire.borrow_mut().write_short(&response, flow) {
                 flow.prepared.set(Some(response));
@@ -123,7 +143,7 @@ impl<T: Transport> Ways<T> {
         let pieces = self.pieces;
         self.hyper.get_or_insert_with(|| {
             let io = Io { wire: Rc::clone(wire), flow: Rc::clone(flow), pieces };
-            flow.site().builder.serve_connection(io, Gate::new(Rc::clone(flow)))
+            Box::new(flow.site().builder.serve_connection(io, Gate::new(Rc::clone(flow))))
         })
     }
 
