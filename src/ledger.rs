@@ -187,6 +187,7 @@ pub struct Ledger {
     rejected: [AtomicU64; 4],
     late_bytes: AtomicU64,
     cooled: AtomicU64,
+    left: AtomicU64,
 }
 
 impl Ledger {
@@ -250,6 +251,16 @@ impl Ledger {
     /// How often that has happened.
     pub fn cooled_so_far(&self) -> u64 {
         self.cooled.load(Ordering::Relaxed)
+    }
+
+    /// A connection was closed whose last response the kernel may have to deliver yet.
+    pub fn left_to_kernel(&self) {
+        add(&self.left);
+    }
+
+    /// How often that has happened.
+    pub fn left_to_kernel_so_far(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Requests begun and not yet at their end.

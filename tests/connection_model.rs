@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use ebbtide::internal::http::buffers::Loan;
 use ebbtide::internal::http::connection::{Connection, Means, Step};
 use ebbtide::internal::http::service::{Answer, App};
-use ebbtide::internal::http::site::{AccessLog, Grace, Lines, Mode, RequestIds, Site, builder};
+use ebbtide::internal::http::site::{AccessLog, Delivery, Grace, Lines, Mode, RequestIds};
+use ebbtide::internal::http::site::{Site, builder};
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::slots::Token;
 use ebbtide::internal::reactor::socket::{Peer, Readiness, Transport};
@@ -161,6 +162,7 @@ impl World {
         let gate = Rc::new(Cell::new(false));
         let now = Instant::now();
         let site = Rc::new(Site {
+            delivery: Cell::new(Delivery::Ours),
             builder: builder(&limits),
             app: Rc::new(Echo { gate: Rc::clone(&gate) }),
             ledger: Arc::new(Ledger::default()),
@@ -571,11 +573,8 @@ fn idle_time_counts_from_the_last_byte_that_the_client_took() {
 #[test]
 fn a_client_that_always_has_a_next_request_ends_each_turn_in_a_drain_as_well() {
     let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-    let grace = Grace {
-        first_byte: Duration::from_secs(1),
-        idle: Duration::from_secs(5),
-        spread: Duration::ZERO,
-    };
+    let second = Duration::from_secs(1);
+    let grace = Grace { first_byte: second, idle: 5 * second, spread: Duration::ZERO };
     let mut world = World::new(patient());
     world.open_window(1 << 30);
     world.receive(request);

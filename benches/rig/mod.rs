@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::internal::http::site::AccessLog;
+use ebbtide::internal::http::site::{AccessLog, Delivery};
 use ebbtide::internal::metrics::Metrics;
 use ebbtide::internal::reactor::blocking::Pool;
 use ebbtide::internal::reactor::listener::{Accepted, Acceptor};
@@ -298,6 +298,7 @@ impl Rig {
         let entered = reactor.enter(Pool::new(0));
         let ledger = Arc::new(Ledger::default());
         let setup = SiteSetup {
+            delivery: Delivery::Ours,
             limits,
             router,
             ledger: Arc::clone(&ledger),

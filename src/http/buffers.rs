@@ -275,9 +275,26 @@ impl Output {
     /// Those of the socket.
     #[inline]
     pub fn flush<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<usize> {
+        self.flush_by(|bytes| socket.send(bytes))
+    }
+
+    /// As [`flush`](Output::flush), when FIN follows at once.
+    ///
+    /// # Errors
+    /// As those.
+    #[inline]
+    pub fn flush_last<T: Transport>(&mut self, socket: &mut Socket<T>) -> io::Result<usize> {
+        self.flush_by(|bytes| socket.send_last(bytes))
+    }
+
+    #[inline]
+    fn flush_by(
+        &mut self,
+        mut send: impl FnMut(&[u8]) -> io::Result<Option<usize>>,
+    ) -> io::Result<usize> {
         let mut written = 0;
         while !self.is_empty() {
-            let Some(count) = socket.send(&self.buffer[self.start..])? else {
+            let Some(count) = send(&self.buffer[self.start..])? else {
                 break;
             };
             self.consume(count);

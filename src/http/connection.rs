@@ -60,7 +60,7 @@ struct Cold<T> {
 
 /// Whether a connection has answered a request yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Served {
+pub(super) enum Served {
     Nothing,
     Something,
 }
@@ -259,7 +259,7 @@ impl<T: Transport> Connection<T> {
         let glimpse = input.glimpse_head(&mut cold.socket, &site.limits.head());
         let Some(next) = glimpse.transpose() else {
             // The input stays attached: the hot connection goes on reading from it.
-            let hot = Hot::new(cold.socket, input, means);
+            let hot = Hot::new(cold.socket, input, cold.served, means);
             self.life = Life::Hot(Box::new(hot));
             return self.run_hot(means);
         };

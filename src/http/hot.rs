@@ -7,19 +7,15 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use http::StatusCode;
-
-use super::buffers::{Input, Next, Output};
-use super::connection::Means;
-use super::failure::{FailureCause, tell_failure};
+use super::buffers::{Input, Next};
+use super::connection::{Means, Served};
 use super::flow::Flow;
 use super::frame::Frame;
 use super::hold::{self, Why};
 use super::limits::{HIBERNATE_AFTER, HOT_MAX};
-use super::linger::{self, Linger, Manner};
+use super::linger::Manner;
 use super::service::{drop_quietly, log_panic};
-use super::short::Closes;
-use super::site::{Mode, Site};
+use super::site::{Delivery, Mode, Site};
 use super::verdict::Verdict;
 use super::watch::RequestInfo;
 use super::ways::{Alarm, Ways};
@@ -27,22 +23,23 @@ use super::wire::Wire;
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
 use crate::reactor::socket::{Readiness, Socket, Transport};
 use crate::reactor::turn::earliest;
-use crate::said::chain;
 
 /// hyper's connection with what we share with it.
 pub(super) struct Hot<T: Transport + 'static> {
-    ways: Ways<T>,
-    wire: Rc<RefCell<Wire<T>>>,
-    flow: Rc<Flow>,
+    pub(super) ways: Ways<T>,
+    pub(super) wire: Rc<RefCell<Wire<T>>>,
+    pub(super) flow: Rc<Flow>,
     _counted: Counted,
+    /// Whether the connection was answered before it became hot.
+    pub(super) served: Served,
     /// Made when somebody is to be told of it.
     waker: Option<Waker>,
     /// Whether the wire's input is attached already: true for the first run only.
     attached: bool,
     /// When the last request was done, or the connection became hot.
-    idle_since: Instant,
+    pub(super) idle_since: Instant,
     /// When the first byte of an incomplete head was seen; `None` when there is none.
-    head_since: Option<Instant>,
+    pub(super) head_since: Option<Instant>,
     /// When the kernel last took output, or there began to be some that it would not take.
     progress: Instant,
     /// How much of the output the kernel had taken at the last look.
@@ -87,7 +84,7 @@ pub(super) enum Ran {
 
 impl<T: Transport> Hot<T> {
     /// Makes hyper's side of a connection whose input holds a complete head and is attached.
-    pub fn new(socket: Socket<T>, input: Input, means: &Means<'_>) -> Hot<T> {
+    pub fn new(socket: Socket<T>, input: Input, served: Served, means: &Means<'_>) -> Hot<T> {
         let site = means.site;
         let flow = Flow::new(Rc::clone(site), means.peer);
         let wire = Rc::new(RefCell::new(Wire::new(socket, input, site.limits.head())));
@@ -97,6 +94,7 @@ impl<T: Transport> Hot<T> {
             wire,
             flow,
             _counted: Counted::new(site),
+            served,
             waker: None,
             attached: true,
             idle_since: now,
@@ -160,7 +158,7 @@ impl<T: Transport> Hot<T> {
         (why, None)
     }
 
-    fn waits_for(&self) -> &'static str {
+    pub(super) fn waits_for(&self) -> &'static str {
         if self.stalled { hold::CLIENT_TO_TAKE } else { self.flow.waits_for() }
     }
 
@@ -206,7 +204,7 @@ impl<T: Transport> Hot<T> {
         let may_close = site.mode.get().announces() || self.flow.is_handling();
         if self.flow.is_idle() && self.flow.is_written() && self.expects_head() {
             let owes = self.stalled || !self.flow.is_settled();
-            if owes && let Some(ran) = self.flush(now) {
+            if owes && let Some(ran) = self.flush(now, Delivery::Ours) {
                 return ran;
             }
             match self.take_short() {
@@ -231,12 +229,16 @@ impl<T: Transport> Hot<T> {
             let mut alarm = Alarm { made: waker, key: means.key, remote: means.remote };
             catch_unwind(AssertUnwindSafe(|| ways.poll(wire, flow, &mut alarm)))
         };
-        if let Some(ran) = self.flush(now) {
+        let delivery = match polled {
+            Ok(Poll::Ready(Ok(()))) if self.is_the_kernels(site) => Delivery::Kernels,
+            _ => Delivery::Ours,
+        };
+        if let Some(ran) = self.flush(now, delivery) {
             return ran;
         }
         match polled {
             Ok(Poll::Pending) => self.pending(now),
-            Ok(Poll::Ready(Ok(()))) => self.ended(),
+            Ok(Poll::Ready(Ok(()))) => self.ended(delivery),
             Ok(Poll::Ready(Err(error))) => self.failed(site, &error),
             Err(panic) => {
                 log_panic(&self.flow, &*panic);
@@ -244,37 +246,6 @@ impl<T: Transport> Hot<T> {
                 self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut)
             }
         }
-    }
-
-    /// The last response is written, as far as the protocol goes.
-    fn ended(&self) -> Ran {
-        let asked = self.flow.asks_to_close.get() == Closes::Yes;
-        let is_last = asked && self.wire.borrow().input.is_empty();
-        let manner = match self.expects_head() {
-            false => Manner::Sending,
-            true if is_last && self.has_all() => return Ran::Closed(self.outcome()),
-            true if is_last => Manner::Asked,
-            true => Manner::Answered,
-        };
-        Ran::Linger(manner, self.outcome())
-    }
-
-    /// How a connection ends that is done with: by its client, if that has finished sending
-    /// and no response announced the close.
-    fn outcome(&self) -> ConnectionOutcome {
-        let flow = &self.flow;
-        let is_clients = self.wire.borrow().socket.is_read_closed()
-            && flow.persists.get()
-            && !flow.close_announced.get()
-            && !flow.has_unwanted_body();
-        if is_clients { ConnectionOutcome::ClientClosed } else { flow.close_outcome() }
-    }
-
-    /// Whether the client's kernel has all that there was to send, and nothing of it is unread:
-    /// then there is nothing to linger for.
-    fn has_all(&self) -> bool {
-        let wire = self.wire.borrow();
-        wire.output.is_empty() && self.flow.is_settled() && linger::has_all(&wire.socket)
     }
 
     /// hyper can go no further.
@@ -324,7 +295,7 @@ impl<T: Transport> Hot<T> {
     }
 
     /// Whether what the client sends next is a head: nothing of its last request is outstanding.
-    fn expects_head(&self) -> bool {
+    pub(super) fn expects_head(&self) -> bool {
         matches!(self.flow.frame.get(), Frame::Head | Frame::Body(0) | Frame::Anything)
     }
 
@@ -362,9 +333,12 @@ impl<T: Transport> Hot<T> {
 
     /// Writes what hyper wrote; what the kernel has taken is answered. `Some` when the client is
     /// gone.
-    fn flush(&mut self, now: Instant) -> Option<Ran> {
+    fn flush(&mut self, now: Instant, delivery: Delivery) -> Option<Ran> {
         let mut wire = self.wire.borrow_mut();
-        let flushed = wire.flush();
+        let flushed = match delivery {
+            Delivery::Ours | Delivery::OursYet => wire.flush(),
+            Delivery::Kernels => wire.flush_last(),
+        };
         let position = wire.flushed();
         // Large pieces went to the kernel within hyper's poll.
         let moved = position > std::mem::replace(&mut self.flushed, position);
@@ -461,110 +435,6 @@ impl<T: Transport> Hot<T> {
         }
         Ran::Hibernate
     }
-
-    /// hyper gave up: bad bytes, a failed body, a dead socket.
-    fn failed(&mut self, site: &Site, error: &hyper::Error) -> Ran {
-        if error.is_parse_version_h2() {
-            // The one parse error that hyper leaves to its user to answer.
-            return Ran::Reject(RejectedCode::BadRequest, ConnectionOutcome::Rejected);
-        }
-        if error.is_parse() {
-            let code = if error.is_parse_too_large() {
-                RejectedCode::FieldsTooLarge
-            } else {
-                RejectedCode::BadRequest
-            };
-            site.ledger.rejected(code);
-            // hyper has written the response itself.
-            return Ran::Linger(Manner::Sending, ConnectionOutcome::Rejected);
-        }
-        if self.flow.is_idle() {
-            return Ran::Linger(Manner::Sending, ConnectionOutcome::ClosedAfterResponse);
-        }
-        if error.is_user() {
-            let (method, path) = self.flow.target();
-            let what = chain(error);
-            log::error!(
-                event_type = "response_failed",
-                method = method.as_str(),
-                path = path.as_str();
-                "a response body failed: {what}"
-            );
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            tell_failure(&self.flow, status, FailureCause::Body(&what));
-            if self.flow.is_close_delimited.get() {
-                return self.lost(ConnectionOutcome::Cut, RequestOutcome::Cut);
-            }
-            // No RST: responses before this one may still be on their way, and one that announced
-            // its length or came in chunks shows by itself that its end is missing.
-            self.flow.break_off(RequestOutcome::Cut, hold::RESPONSE_BODY);
-            return Ran::Linger(Manner::Sending, ConnectionOutcome::Cut);
-        }
-        self.lost(ConnectionOutcome::Reset, RequestOutcome::Abandoned)
-    }
-
-    /// Ends the connection at once, with RST when something was left to send.
-    fn lost(&mut self, outcome: ConnectionOutcome, request: RequestOutcome) -> Ran {
-        if request == RequestOutcome::Cut {
-            self.wire.borrow().socket.transport().reset_on_close();
-        }
-        self.flow.end(request, self.waits_for());
-        Ran::Closed(outcome)
-    }
-
-    /// Drops everything. The exchanges have been ended.
-    pub fn discard(self: Box<Self>) {
-        let flow = Rc::clone(&self.flow);
-        flow.take_down();
-        drop_quietly(&flow, (self, flow.prepared.take()));
-    }
-
-    /// The shutdown's deadline has come.
-    pub fn cut(mut self: Box<Self>) -> ConnectionOutcome {
-        let outcome = if self.flow.is_settled() && self.head_since.is_none() {
-            ConnectionOutcome::ClosedIdle
-        } else {
-            ConnectionOutcome::Cut
-        };
-        self.lost(outcome, RequestOutcome::Cut);
-        self.discard();
-        outcome
-    }
-
-    /// Takes hyper down and gives the socket back, with what had been read of a next head and since
-    /// when the connection is in the state it then has.
-    pub fn hibernate(self) -> (Instant, Vec<u8>, Socket<T>) {
-        debug_assert!(self.flow.is_settled(), "a connection hibernates with nothing at hand");
-        let since = self.head_since.unwrap_or(self.idle_since);
-        let Hot { ways, wire, flow, .. } = self;
-        // What hyper read comes before what we read after it.
-        let mut bytes = ways.into_read();
-        drop(flow);
-        let wire = unshare(wire);
-        bytes.extend_from_slice(wire.input.bytes());
-        (since, bytes, wire.socket)
-    }
-
-    /// Turns into a closing connection, with `extra` behind its output.
-    pub fn into_linger(
-        self,
-        manner: Manner,
-        outcome: ConnectionOutcome,
-        extra: Option<&[u8]>,
-        now: Instant,
-    ) -> Linger<T> {
-        let Hot { ways, wire, flow, .. } = self;
-        flow.take_down();
-        drop_quietly(&flow, (ways, flow.prepared.take()));
-        let wire = unshare(wire);
-        let flushed = wire.flushed();
-        let (socket, mut bytes) = (wire.socket, wire.output.bytes().to_vec());
-        if let Some(extra) = extra {
-            bytes.extend_from_slice(extra);
-        }
-        let linger = Linger::new(socket, Output::holding(bytes), manner, outcome, now);
-        linger.owing(flow, flushed)
-    }
 }
 
 /// How often a stalled response is looked at within its limit.
@@ -575,12 +445,4 @@ enum Ahead {
     /// A head for hyper.
     Head,
     Is(Ran),
-}
-
-/// Takes the wire back from hyper, which has been dropped.
-fn unshare<T>(wire: Rc<RefCell<Wire<T>>>) -> Wire<T> {
-    let Ok(wire) = Rc::try_unwrap(wire) else {
-        unreachable!("only hyper's io shares the wire, and it is gone")
-    };
-    wire.into_inner()
 }

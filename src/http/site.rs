@@ -58,6 +58,8 @@ pub struct Site {
     pub lines: Lines,
     /// How requests are treated now. Only ever moves down the list of [`Mode`].
     pub mode: Cell<Mode>,
+    /// Who sees to it that last responses are delivered.
+    pub delivery: Cell<Delivery>,
     /// The turn's `now`.
     pub now: Cell<Instant>,
     /// A mistake that the simulation is to find.
@@ -156,6 +158,17 @@ fn keep_alive(limits: &Limits) -> String {
 
 /// Between the time that clients are told and the close: a round trip and the grain of deadlines.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+
+/// Who sees to it that the client of a connection that is closed has its last response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// We, by asking before the close: nobody would wait for the kernel.
+    Ours,
+    /// We, until the kernel has shown that it keeps lists as Linux does.
+    OursYet,
+    /// The kernel, where that is enough. Whoever ends the process looks at its list first.
+    Kernels,
+}
 
 /// How a worker treats its connections, by the shutdown's phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,6 +90,16 @@ impl<T: Transport> Wire<T> {
         Ok(())
     }
 
+    /// As [`flush`](Wire::flush), when FIN follows at once.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn flush_last(&mut self) -> io::Result<()> {
+        let flushed = self.output.flush_last(&mut self.socket)?;
+        self.flushed += flushed as u64;
+        Ok(())
+    }
+
     /// How much of hyper's output the kernel has accepted.
     pub fn flushed(&self) -> u64 {
         self.flushed

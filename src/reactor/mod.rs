@@ -2,7 +2,7 @@
 //! HTTP.
 //!
 //! Reading order: [`turn`] (the loop and its numbered steps), [`socket`] (a stream with readiness
-//! bits), [`listener`], [`mailbox`] and [`doorbell`] (the only way in from another thread),
+//! bits), [`listener`] and [`origin`], [`mailbox`] and [`doorbell`] (the only way in from another thread),
 //! [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and
 //! [`timer`] (pure).
 //!
@@ -16,6 +16,7 @@ pub mod cancel;
 pub mod doorbell;
 pub mod listener;
 pub mod mailbox;
+pub mod origin;
 pub mod pages;
 pub mod sleep;
 pub mod slots;

@@ -28,6 +28,20 @@ pub trait Transport: Read + Write {
 
     /// Makes the coming close send RST and drop the send queue (`SO_LINGER` 0).
     fn reset_on_close(&self);
+
+    /// As `write`, of the last bytes before FIN: they may wait for it and leave in one packet.
+    ///
+    /// # Errors
+    /// As those.
+    fn write_last(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write(buf)
+    }
+
+    /// Whether the kernel goes on delivering what was sent after the close, and lists it until
+    /// that is done.
+    fn is_listed(&self) -> bool {
+        false
+    }
 }
 
 /// The streams clients connect with.
@@ -103,6 +117,19 @@ impl Transport for Stream {
             // It can only fail on a socket that is gone, which is what is wanted.
             let _gone = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
         }
+    }
+
+    fn write_last(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(tcp) => {
+                Ok(rustix::net::send(tcp, buf, SendFlags::NOSIGNAL | SendFlags::MORE)?)
+            }
+            Stream::Unix(_) => self.write(buf),
+        }
+    }
+
+    fn is_listed(&self) -> bool {
+        matches!(self, Stream::Tcp(_))
     }
 }
 
@@ -283,6 +310,15 @@ impl<T: Transport> Socket<T> {
     #[inline]
     pub fn send(&mut self, buf: &[u8]) -> io::Result<Option<usize>> {
         self.send_by(buf.len(), |transport| transport.write(buf))
+    }
+
+    /// As [`send`](Socket::send), of the last bytes before FIN, which has to follow.
+    ///
+    /// # Errors
+    /// As those.
+    #[inline]
+    pub fn send_last(&mut self, buf: &[u8]) -> io::Result<Option<usize>> {
+        self.send_by(buf.len(), |transport| transport.write_last(buf))
     }
 
     /// As [`send`](Socket::send), of two pieces.

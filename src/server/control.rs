@@ -17,6 +17,7 @@ use super::holders::Inquiry;
 use super::hooks;
 use super::manager::ServiceManager;
 use super::narrate;
+use super::orphans::Orphans;
 use super::trim::Trim;
 use super::worker::{Pulse, WorkerMail};
 use crate::app::status::{ShutdownFacts, Status};
@@ -87,6 +88,8 @@ pub struct Control {
     pub shares: Option<Arc<Shares>>,
     /// `Some` with `reuse_port`, until there are none.
     pub elders: Option<Elders>,
+    /// `Some` where the workers may leave connections to the kernel.
+    pub orphans: Option<Orphans>,
     pub workers: Vec<WorkerView>,
     pub status: Arc<Status>,
     pub handle: GracefulShutdown,
@@ -235,6 +238,9 @@ impl Control {
     }
 
     fn clean_up(&mut self, now: Instant) {
+        if let Some(orphans) = self.orphans.take().filter(|orphans| orphans.undelivered() > 0) {
+            narrate::undelivered(orphans.undelivered());
+        }
         let end = self.drain.deadline().unwrap_or(now);
         let starts = self.cleanup.begin(now, end, self.handle.take_hooks());
         self.go_on_cleaning(starts, now);
@@ -358,7 +364,11 @@ impl Control {
     }
 
     fn note_quiet(&mut self, now: Instant) {
-        if self.is_quiet() {
+        // What quiet workers have left to the kernel is to be delivered, too.
+        let left = |worker: &WorkerView| worker.ledger.left_to_kernel_so_far() > 0;
+        let (is_quiet, is_any) = (self.is_quiet(), self.workers.iter().any(left));
+        let orphans = self.orphans.as_mut().filter(|_| is_quiet && is_any);
+        if is_quiet && orphans.is_none_or(|orphans| orphans.are_gone(now)) {
             self.feed(now, Input::Quiet);
         }
     }
@@ -409,6 +419,7 @@ impl Control {
             left: self.drain.end().map(|end| end.saturating_duration_since(now)),
             counts: self.status.counts(),
             other_work: self.handle.other_work(),
+            to_deliver: self.orphans.as_ref().map_or(0, Orphans::left),
             hooks: self.cleanup.running(now),
             data: self.status.data(),
         }
@@ -474,6 +485,7 @@ impl Host for Control {
         let watchdog = self.manager.as_ref().and_then(ServiceManager::deadline);
         let own = watchdog.map_or(own, |at| at.min(own));
         let shutdown = earliest(self.drain.deadline(), self.cleanup.deadline());
+        let shutdown = earliest(shutdown, self.orphans.as_ref().and_then(Orphans::deadline));
         earliest(earliest(Some(own), shutdown), earliest(endpoints, dealer))
     }
 
@@ -499,6 +511,9 @@ impl Host for Control {
         if self.cleanup.deadline().is_some_and(|at| now >= at) {
             let starts = self.cleanup.expire(now);
             self.go_on_cleaning(starts, now);
+        }
+        if self.orphans.as_ref().and_then(Orphans::deadline).is_some_and(|at| now >= at) {
+            self.note_quiet(now);
         }
         self.feed(now, Input::Expired);
         self.watch_workers(now);

@@ -6,14 +6,14 @@
 //! there is none it *leads*: it takes back what the older one did to have its connections go here,
 //! and will do the same for its own successor.
 //!
-//! The kernel's list of listening sockets, `/proc/net/tcp`, is public and begins with them, so a
-//! look costs little however many connections there are. Where it can not be read nobody is older.
+//! The [kernel's list](super::listed) begins with sockets that listen, so a look costs little
+//! however many connections there are. Where it can not be read nobody is older.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 
 use super::address::Address;
+use super::listed::{self, State};
 
 /// See the module's essay.
 #[derive(Debug, Default)]
@@ -47,29 +47,18 @@ impl Elders {
 
 /// The inodes of the sockets that listen at one of `places`.
 fn listening_at(places: &[String]) -> Vec<u64> {
-    let files =
-        ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|at| File::open(at).ok());
     let mut inodes = Vec::new();
-    for file in files {
-        for line in BufReader::new(file).lines().skip(1).map_while(Result::ok) {
-            // Those that listen come first; then it may be thousands.
-            let Some((place, inode)) = listener(&line) else { break };
-            if places.iter().any(|ours| ours == place) {
-                inodes.push(inode);
-            }
+    listed::each(|listed| {
+        // Those that listen come first; then it may be thousands.
+        if listed.state != State::Listens {
+            return ControlFlow::Break(());
         }
-    }
+        if places.iter().any(|ours| ours == listed.local) {
+            inodes.push(listed.inode);
+        }
+        ControlFlow::Continue(())
+    });
     inodes
-}
-
-/// Address and inode of a socket that listens, of its line in `/proc/net/tcp` (`proc(5)`).
-fn listener(line: &str) -> Option<(&str, u64)> {
-    const LISTEN: &str = "0A";
-    let mut fields = line.split_ascii_whitespace();
-    let place = fields.nth(1)?;
-    let state = fields.nth(1)?;
-    let inode = fields.nth(5)?.parse().ok()?;
-    (state == LISTEN).then_some((place, inode))
 }
 
 /// An address as the kernel writes it: the IP in words of 32 bits as they lie in memory.
@@ -93,15 +82,6 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-
-    #[test]
-    fn a_line_tells_address_and_inode_of_a_socket_that_listens() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  \
-                    1000        0 48321 1 0000000000000000 100 0 0 10 0";
-        assert_eq!(listener(line), Some(("0100007F:1F90", 48321)));
-        assert_eq!(listener(&line.replace(" 0A ", " 01 ")), None);
-        assert_eq!(listener(""), None);
-    }
 
     #[test]
     fn who_was_there_before_is_older_until_it_is_gone() {

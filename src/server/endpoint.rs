@@ -19,7 +19,7 @@ use crate::drain::{Order, Patience, Policy};
 use crate::http::buffers::Loan;
 use crate::http::connection::{Connection, Means, Step};
 use crate::http::hold::Hold;
-use crate::http::site::{Grace, Mode, Site};
+use crate::http::site::{Delivery, Grace, Mode, Site};
 use crate::ledger::{ConnectionOutcome, ConnectionState};
 use crate::reactor::listener::{Acceptor, Listener};
 use crate::reactor::mailbox::Remote;
@@ -355,6 +355,9 @@ impl<L: Acceptor> Endpoint<L> {
                 self.open(fresh);
             }
         });
+        if self.site.delivery.get() == Delivery::OursYet && entrance.is_counted() {
+            self.site.delivery.set(Delivery::Kernels);
+        }
         self.entrance = entrance;
     }
 

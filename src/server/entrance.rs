@@ -95,6 +95,11 @@ impl<L: Acceptor> Entrance<L> {
         earliest(self.listeners.iter().filter_map(L::deadline).min(), self.stage_ends())
     }
 
+    /// Whether the kernel has shown that it keeps the books of Linux.
+    pub fn is_counted(&self) -> bool {
+        self.listeners.iter().any(L::is_counted)
+    }
+
     /// Whether the last listener is gone.
     pub fn is_closed(&self) -> bool {
         self.stage == Stage::Closed

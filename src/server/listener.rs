@@ -12,7 +12,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::address::Address;
 use super::error::StartError;
 use super::inherited::{self, InheritedListeners};
-use crate::reactor::listener::{Group, Listener, Origin, SocketFile};
+use crate::reactor::listener::Listener;
+use crate::reactor::origin::{Group, Origin, SocketFile};
 use crate::reactor::turn::{Key, Registrar};
 
 /// A socket that is bound and, if it is ours, not yet listening: the address is taken, clients are

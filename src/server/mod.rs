@@ -15,10 +15,12 @@ mod holders;
 mod hooks;
 mod hunch;
 mod inherited;
+mod listed;
 mod listener;
 mod manager;
 mod narrate;
 mod options;
+mod orphans;
 pub mod site;
 mod slot;
 mod trim;
@@ -44,6 +46,7 @@ pub use self::inherited::{InheritedListeners, inherited_listeners};
 use self::listener::{AllBound, Bound, PortUse};
 pub use self::manager::{ServiceManager, service_manager};
 pub use self::options::{HealthOn, Options, Workers};
+use self::orphans::Orphans;
 use self::site::SiteSetup;
 use self::trim::Trim;
 use self::worker::{Dealing, PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
@@ -52,7 +55,7 @@ use crate::app::router::Router;
 use crate::app::status::Status;
 use crate::cleanup::Cleanup;
 use crate::drain::Drain;
-use crate::http::site::{AccessLog, HalfClose};
+use crate::http::site::{AccessLog, Delivery, HalfClose};
 use crate::ledger::{Counts, Ledger};
 use crate::metrics::Metrics;
 use crate::reactor::blocking::Pool;
@@ -67,6 +70,8 @@ pub struct Server {
     bound: AllBound,
     /// The public addresses as they are bound.
     addresses: Vec<Address>,
+    /// `None` where they cannot be seen, and none are made then.
+    orphans: Option<Orphans>,
     admin_bound: AllBound,
     reactor: Reactor,
     mailbox: Mailbox<ControlMail>,
@@ -122,6 +127,8 @@ impl Server {
         };
         let handle = GracefulShutdown::new(options.shutdown.timeout);
         let prefix = id_prefix();
+        let orphans = Orphans::at(&bound.addresses);
+        let delivery = orphans.as_ref().map_or(Delivery::Ours, |_| Delivery::OursYet);
         let views = (0u64..).zip(ledgers).map(|(index, ledger)| {
             let site = SiteSetup {
                 limits: options.limits.clone().bounded(),
@@ -133,6 +140,7 @@ impl Server {
                 access_log: if options.access_log { AccessLog::On } else { AccessLog::Off },
                 on_failure: options.on_failure.clone(),
                 id_prefix: prefix.wrapping_add(index),
+                delivery,
                 shutdown: handle.cancellation(),
             };
             (site, Pulse::new(reactor.now()))
@@ -145,6 +153,7 @@ impl Server {
             manager: None,
             options,
             addresses: bound.addresses.clone(),
+            orphans,
             bound,
             admin_bound,
             reactor,
@@ -257,6 +266,7 @@ impl Server {
             dealer: None,
             shares: None,
             elders: self.options.reuse_port.then(|| Elders::at(&self.addresses)),
+            orphans: self.orphans.take(),
             workers: Vec::new(),
             status: Arc::clone(&self.status),
             handle: self.shutdown_handle(),
@@ -288,6 +298,7 @@ impl Server {
                 access_log: AccessLog::Off,
                 on_failure: None,
                 id_prefix: 0,
+                delivery: Delivery::Ours,
                 shutdown: self.shutdown_handle().cancellation(),
             };
             let capacity = Capacity::new(ADMIN_CONNECTIONS_MAX);

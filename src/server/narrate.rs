@@ -109,6 +109,8 @@ pub struct Progress<'a> {
     pub left: Option<Duration>,
     pub counts: Counts,
     pub other_work: u64,
+    /// Connections that are closed, and whose last responses the kernel has still to deliver.
+    pub to_deliver: usize,
     /// Clean-up hooks that run, and for how long.
     pub hooks: Vec<(&'a str, Duration)>,
     /// What the handlers keep their data in.
@@ -135,10 +137,20 @@ pub fn progress(progress: &Progress<'_>, workers: &[WorkerView], now: Instant) {
         connections = open,
         requests_in_flight = in_flight,
         other_work = progress.other_work,
+        responses_to_deliver = progress.to_deliver,
         hooks_running = progress.hooks_running(),
         database_jobs = told_jobs(&progress.data, now),
         oldest = oldest.as_ref().map(|info| describe(info, now));
         "Shutting down, requests in flight: {in_flight}, connections open: {open}"
+    );
+}
+
+/// The shutdown does not wait any longer for what was left to the kernel.
+pub fn undelivered(responses: usize) {
+    log::warn!(
+        event_type = "responses_undelivered",
+        responses = responses;
+        "Clients have not acknowledged their last responses, the kernel goes on: {responses}"
     );
 }
 

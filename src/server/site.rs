@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::app::Router;
 use crate::http::OnFailure;
 use crate::http::limits::Limits;
-use crate::http::site::{AccessLog, HalfClose, Lines, Mode, RequestIds, Site, builder};
+use crate::http::site::{AccessLog, Delivery, HalfClose, Lines, Mode, RequestIds, Site, builder};
 use crate::http::watch::Watch;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -34,6 +34,8 @@ pub struct SiteSetup {
     pub half_close: HalfClose,
     /// Of the ids of requests that brought none.
     pub id_prefix: u64,
+    /// Who sees to it that last responses are delivered.
+    pub delivery: Delivery,
     /// Fires when handlers are to come to an end.
     pub shutdown: CancellationToken,
 }
@@ -58,6 +60,7 @@ impl SiteSetup {
             half_close: self.half_close,
             lines: Lines::new(&self.limits),
             mode: Cell::new(Mode::Serving),
+            delivery: Cell::new(self.delivery),
             now: Cell::new(now),
             #[cfg(test)]
             fault: Cell::default(),

@@ -25,6 +25,7 @@ mod confined;
 mod contract;
 mod cost;
 mod crowd;
+mod delivery;
 mod drain;
 mod embedded;
 mod health_check;

@@ -19,7 +19,9 @@ use super::rng::Rng;
 use super::script::Writer;
 use super::settings::Settings;
 use crate::drain::{Drain, Input, Order, Phase};
-use crate::http::site::{AccessLog, Fault, Grace, Lines, Mode, RequestIds, Site, builder};
+use crate::http::site::{
+    AccessLog, Delivery, Fault, Grace, Lines, Mode, RequestIds, Site, builder,
+};
 use crate::http::watch::{EndedRequest, Watch};
 use crate::ledger::{Counts, Ledger};
 use crate::metrics::Metrics;
@@ -473,6 +475,7 @@ impl Worker {
     ) -> Worker {
         let (ledger, watch) = (Arc::new(Ledger::default()), Arc::new(Watch::default()));
         let site = Site {
+            delivery: Cell::new(Delivery::Ours),
             builder: builder(&settings.limits),
             app: Rc::new(Lab { kernel: Rc::clone(kernel) }),
             ledger: Arc::clone(&ledger),

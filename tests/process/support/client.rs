@@ -46,8 +46,19 @@ impl Client {
         Client::over(Domain::UNIX, &SockAddr::unix(path).unwrap())
     }
 
+    /// One whose kernel takes 2 KiB or so as long as it reads nothing.
+    pub fn connect_narrow(port: u16) -> Client {
+        let address = SockAddr::from(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let stream = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        stream.set_recv_buffer_size(1).unwrap();
+        Client::on(stream, &address)
+    }
+
     fn over(domain: Domain, address: &SockAddr) -> Client {
-        let stream = Socket::new(domain, Type::STREAM, None).unwrap();
+        Client::on(Socket::new(domain, Type::STREAM, None).unwrap(), address)
+    }
+
+    fn on(stream: Socket, address: &SockAddr) -> Client {
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();
         stream.connect(address).unwrap();
