@@ -183,6 +183,9 @@ impl<T: Transport> Linger<T> {
                     }
                 }
                 Received::End if self.finished.is_some() => {
+                    if self.socket.transport().unacknowledged() != Some(0) {
+                        site.ledger.left_to_kernel();
+                    }
                     return Ok(Some(Lingering::Closed(self.outcome)));
                 }
                 // At the end: the client half-closed and still takes its response.

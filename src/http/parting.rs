@@ -9,6 +9,7 @@ use http::StatusCode;
 use super::buffers::Output;
 use super::connection::Served;
 use super::failure::{FailureCause, tell_failure};
+use super::frame::Frame;
 use super::hold;
 use super::hot::{Hot, Ran};
 use super::linger::{self, Linger, Manner};
@@ -29,11 +30,15 @@ impl<T: Transport> Hot<T> {
         self.flow.asks_to_close.get() == Closes::Yes
             && self.served == Served::Nothing
             && self.flow.serial.get() == 1
+            && !self.flow.gate_rejected.get()
+            && !self.flow.is_close_delimited.get()
+            && self.flow.frame.get() != Frame::Anything
             && site.delivery.get() == Delivery::Kernels
             && site.mode.get() == Mode::Serving
             && self.expects_head()
             && wire.input.is_empty()
             && wire.flushed() == 0
+            && wire.output.bytes().len() <= KERNELS_BYTES_MAX
             && !wire.socket.is_readable()
             && wire.socket.transport().is_listed()
     }
@@ -185,6 +190,10 @@ impl<T: Transport> Hot<T> {
         linger.owing(flow, flushed)
     }
 }
+
+/// What the kernel gets to keep for a client that takes nothing: for a minute or two, beside all
+/// that is counted of connections.
+const KERNELS_BYTES_MAX: usize = 16 * 1024;
 
 /// Takes the wire back from hyper, which has been dropped.
 fn unshare<T>(wire: Rc<RefCell<Wire<T>>>) -> Wire<T> {

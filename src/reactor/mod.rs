@@ -2,8 +2,8 @@
 //! HTTP.
 //!
 //! Reading order: [`turn`] (the loop and its numbered steps), [`socket`] (a stream with readiness
-//! bits), [`listener`] and [`origin`], [`mailbox`] and [`doorbell`] (the only way in from another thread),
-//! [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and
+//! bits), [`listener`] and [`origin`], [`mailbox`] and [`doorbell`] (the only way in from another
+//! thread), [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and
 //! [`timer`] (pure).
 //!
 //! What one may rely on:

@@ -42,6 +42,9 @@ pub struct Report {
     /// Connections cut since then: with a request, with part of one, or with the end of a response
     /// that the client had not taken from the kernel.
     pub cut_connections: u64,
+    /// Responses to clients that had asked for the close, and that had not acknowledged them at the
+    /// end. The kernel goes on delivering them, as long as its network is there.
+    pub undelivered: u64,
     /// The refused and cut requests by name, as many as were kept.
     pub lost: Vec<LostLine>,
     /// How many more requests were refused or cut than `lost` names.
@@ -139,6 +142,7 @@ impl Report {
             refused: 0,
             cut: 0,
             cut_connections: 0,
+            undelivered: 0,
             lost: Vec::new(),
             lost_unnamed: 0,
             slowest: Vec::new(),
@@ -207,6 +211,7 @@ impl Report {
             "refused_in_shutdown": self.refused,
             "cut_in_shutdown": self.cut,
             "connections_cut_in_shutdown": self.cut_connections,
+            "responses_undelivered": self.undelivered,
             "requests": {
                 "begun": counts.begun,
                 "in_flight": counts.in_flight,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::control::{Control, Verdict, WorkerView};
+use super::control::{Control, Verdict};
+use super::view::WorkerView;
 use super::worker::WorkerMail;
 use crate::cleanup::HookOutcome;
 use crate::drain::Phase;
@@ -44,6 +45,7 @@ impl Control {
             Verdict::Quit(status) => status,
             Verdict::Stopped if self.workers.iter().any(|worker| worker.is_lost) => EXIT_FAULT,
             Verdict::Stopped if refused + cut + cut_connections + other_work > 0 => EXIT_LOST,
+            Verdict::Stopped if self.undelivered > 0 => EXIT_LOST,
             Verdict::Stopped if hooks.iter().any(|hook| hook.outcome != HookOutcome::Done) => {
                 EXIT_HOOK
             }
@@ -68,6 +70,7 @@ impl Control {
             refused,
             cut,
             cut_connections,
+            undelivered: self.undelivered as u64,
             lost,
             lost_unnamed,
             slowest: slowest.iter().map(|request| LostLine::new(request, begun)).collect(),
@@ -141,7 +144,8 @@ fn write_within(path: PathBuf, text: String, patience: Duration) -> io::Result<(
 const WRITE_MAX: Duration = Duration::from_secs(1);
 const WRITE_MIN: Duration = Duration::from_millis(100);
 
-/// The exit status when the shutdown refused or cut a request, or cut a connection.
+/// The exit status when the shutdown refused or cut a request, cut a connection, or ended before a
+/// last response was delivered.
 pub const EXIT_LOST: u8 = 3;
 
 /// The exit status when a clean-up hook failed or overran, and nothing was lost.

@@ -17,14 +17,14 @@ use super::holders::Inquiry;
 use super::hooks;
 use super::manager::ServiceManager;
 use super::narrate;
-use super::orphans::Orphans;
+use super::orphans::{Orphans, Waits};
 use super::trim::Trim;
-use super::worker::{Pulse, WorkerMail};
+use super::view::WorkerView;
+use super::worker::WorkerMail;
 use crate::app::status::{ShutdownFacts, Status};
 use crate::cleanup::{Cleanup, HookId, HookOutcome, Start};
 use crate::drain::{AtDeadline, Drain, Input, Order, Phase, Signal};
-use crate::http::watch::Watch;
-use crate::ledger::{ConnectionOutcome, Counts, Ledger, RequestOutcome};
+use crate::ledger::{ConnectionOutcome, Counts, RequestOutcome};
 use crate::reactor::mailbox::Mailbox;
 use crate::reactor::slots::Token;
 use crate::reactor::socket::Readiness;
@@ -60,19 +60,6 @@ impl ControlMail {
     }
 }
 
-/// What control knows of a worker.
-pub struct WorkerView {
-    /// `None` for the endpoint on control's own thread.
-    pub mailbox: Option<Mailbox<WorkerMail>>,
-    pub ledger: Arc<Ledger>,
-    pub watch: Arc<Watch>,
-    pub pulse: Arc<Pulse>,
-    /// Whether it was reported as blocked in its current turn.
-    pub complained: bool,
-    /// Whether its thread has ended by a fault: nothing more is to be expected of it.
-    pub is_lost: bool,
-}
-
 /// See the module's essay.
 pub struct Control {
     pub drain: Drain,
@@ -90,6 +77,8 @@ pub struct Control {
     pub elders: Option<Elders>,
     /// `Some` where the workers may leave connections to the kernel.
     pub orphans: Option<Orphans>,
+    /// How many of them there were when nobody waited any more.
+    pub undelivered: usize,
     pub workers: Vec<WorkerView>,
     pub status: Arc<Status>,
     pub handle: GracefulShutdown,
@@ -198,6 +187,7 @@ impl Control {
         let is_forced = self.lost_since_begin(&counts, RequestOutcome::Cut) > 0
             || self.lost_since_begin(&counts, RequestOutcome::Refused) > 0
             || self.cut_connections(&counts) > 0
+            || self.undelivered > 0
             || (self.drain.phase() >= Phase::CleaningUp && self.handle.other_work() > 0);
         self.status.set_shutdown(ShutdownFacts {
             begun: self.drain.begun(),
@@ -238,8 +228,11 @@ impl Control {
     }
 
     fn clean_up(&mut self, now: Instant) {
-        if let Some(orphans) = self.orphans.take().filter(|orphans| orphans.undelivered() > 0) {
-            narrate::undelivered(orphans.undelivered());
+        let orphans = self.orphans.take().filter(|_| self.has_left());
+        self.undelivered = orphans.map_or(0, Orphans::undelivered);
+        if self.undelivered > 0 {
+            narrate::undelivered(self.undelivered);
+            self.publish();
         }
         let end = self.drain.deadline().unwrap_or(now);
         let starts = self.cleanup.begin(now, end, self.handle.take_hooks());
@@ -356,21 +349,21 @@ impl Control {
 
     /// Whether every worker has said that nothing is left, and there is no other work.
     fn is_quiet(&self) -> bool {
-        let workers = self
-            .workers
-            .iter()
-            .all(|worker| worker.is_lost || worker.pulse.quiet.load(Ordering::Acquire));
-        workers && self.handle.other_work() == 0
+        self.workers.iter().all(WorkerView::is_quiet) && self.handle.other_work() == 0
     }
 
     fn note_quiet(&mut self, now: Instant) {
         // What quiet workers have left to the kernel is to be delivered, too.
-        let left = |worker: &WorkerView| worker.ledger.left_to_kernel_so_far() > 0;
-        let (is_quiet, is_any) = (self.is_quiet(), self.workers.iter().any(left));
-        let orphans = self.orphans.as_mut().filter(|_| is_quiet && is_any);
-        if is_quiet && orphans.is_none_or(|orphans| orphans.are_gone(now)) {
+        let is_quiet = self.is_quiet();
+        let waits = if is_quiet && self.has_left() { Waits::Yes } else { Waits::No };
+        let is_held = self.orphans.as_mut().is_some_and(|orphans| orphans.hold(waits, now));
+        if is_quiet && !is_held {
             self.feed(now, Input::Quiet);
         }
+    }
+
+    fn has_left(&self) -> bool {
+        self.workers.iter().any(|worker| worker.ledger.left_to_kernel_so_far() > 0)
     }
 
     /// A server without one of its workers is no server: its share of the connections is gone.
@@ -394,21 +387,9 @@ impl Control {
     /// Looks for stuck workers, and says when to look again: when a turn that is running would
     /// have lasted too long.
     fn look_at_workers(&mut self, now: Instant) {
-        self.next_look = now + TICK_INTERVAL;
-        for (index, worker) in self.workers.iter_mut().enumerate() {
-            match worker.pulse.turn_age(now) {
-                Some(age) if age > BLOCKED_AFTER => {
-                    if !std::mem::replace(&mut worker.complained, true) {
-                        narrate::worker_blocked(index, age, worker.watch.running());
-                    }
-                }
-                Some(age) => {
-                    let left = BLOCKED_AFTER.saturating_sub(age) + LOOK_MARGIN;
-                    self.next_look = self.next_look.min(now + left);
-                }
-                None => worker.complained = false,
-            }
-        }
+        let looks = self.workers.iter_mut().enumerate();
+        let next = looks.filter_map(|(index, worker)| worker.look(index, now)).min();
+        self.next_look = next.map_or(now + TICK_INTERVAL, |at| at.min(now + TICK_INTERVAL));
     }
 
     fn progress(&self, now: Instant) -> narrate::Progress<'_> {
@@ -591,9 +572,3 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a shutdown without an end is mentioned.
 const OVERTIME_INTERVAL: Duration = Duration::from_secs(5);
-
-/// So that a turn is surely too long when it is looked at for that.
-const LOOK_MARGIN: Duration = Duration::from_millis(5);
-
-/// A worker's turn that lasts longer is worth a warning.
-const BLOCKED_AFTER: Duration = Duration::from_secs(1);

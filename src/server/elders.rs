@@ -48,7 +48,7 @@ impl Elders {
 /// The inodes of the sockets that listen at one of `places`.
 fn listening_at(places: &[String]) -> Vec<u64> {
     let mut inodes = Vec::new();
-    listed::each(|listed| {
+    let read = listed::each(|listed| {
         // Those that listen come first; then it may be thousands.
         if listed.state != State::Listens {
             return ControlFlow::Break(());
@@ -58,11 +58,14 @@ fn listening_at(places: &[String]) -> Vec<u64> {
         }
         ControlFlow::Continue(())
     });
+    if let Err(error) = read {
+        log::debug!(event_type = "sockets_not_read"; "cannot read who listens: {error}");
+    }
     inodes
 }
 
 /// An address as the kernel writes it: the IP in words of 32 bits as they lie in memory.
-fn place(address: SocketAddr) -> String {
+pub(super) fn place(address: SocketAddr) -> String {
     use std::fmt::Write;
 
     let octets = match address.ip() {

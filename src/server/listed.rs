@@ -1,8 +1,8 @@
 //! The kernel's list of TCP sockets, `/proc/net/tcp` and `/proc/net/tcp6` (`proc(5)`): public, and
 //! of the network that the process is in. Sockets that listen come first.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::ops::ControlFlow;
 
 /// One socket.
@@ -14,8 +14,11 @@ pub struct Listed<'a> {
     /// The address of the other end.
     pub remote: &'a str,
     pub state: State,
-    /// How often what is unacknowledged was sent again.
-    pub retransmits: u32,
+    /// Bytes, with a FIN for one, that the other end has not acknowledged.
+    pub unacknowledged: u64,
+    /// How often the oldest of them was sent again, or the other end was asked in vain whether it
+    /// takes any.
+    pub attempts: u32,
     /// Of its file; 0 when it has none any more.
     pub inode: u64,
 }
@@ -45,9 +48,12 @@ impl Listed<'_> {
             "04" | "09" | "0B" => State::Finishing,
             _ => State::Other,
         };
-        let retransmits = u32::from_str_radix(fields.nth(2)?, 16).ok()?;
-        let inode = fields.nth(2)?.parse().ok()?;
-        Some(Listed { local, remote, state, retransmits, inode })
+        let (unacknowledged, _unread) = fields.next()?.split_once(':')?;
+        let unacknowledged = u64::from_str_radix(unacknowledged, 16).ok()?;
+        let retransmits = u32::from_str_radix(fields.nth(1)?, 16).ok()?;
+        let probes: u32 = fields.nth(1)?.parse().ok()?;
+        let (attempts, inode) = (retransmits.max(probes), fields.next()?.parse().ok()?);
+        Some(Listed { local, remote, state, unacknowledged, attempts, inode })
     }
 }
 
@@ -57,12 +63,19 @@ pub fn can_be_read() -> bool {
 }
 
 /// Shows each of the sockets over IPv4 to `look`, as long as that wants to go on, then each of
-/// those over IPv6. A list that cannot be read is empty.
-pub fn each(mut look: impl FnMut(Listed<'_>) -> ControlFlow<()>) {
-    for file in FILES.into_iter().filter_map(|at| File::open(at).ok()) {
+/// those over IPv6, if there is such a list.
+///
+/// # Errors
+/// When a list cannot be opened or not be read to its end.
+pub fn each(mut look: impl FnMut(Listed<'_>) -> ControlFlow<()>) -> io::Result<()> {
+    for at in FILES {
+        let file = match File::open(at) {
+            Err(error) if at != FILES[0] && error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
         let mut lines = BufReader::with_capacity(READ_BYTES, file);
         let mut line = String::new();
-        while lines.read_line(&mut line).is_ok_and(|count| count > 0) {
+        while lines.read_line(&mut line)? > 0 {
             let listed = Listed::read(&line);
             // The heading is none.
             if listed.is_some_and(|listed| look(listed).is_break()) {
@@ -71,6 +84,14 @@ pub fn each(mut look: impl FnMut(Listed<'_>) -> ControlFlow<()>) {
             line.clear();
         }
     }
+    Ok(())
+}
+
+/// Whether the kernel says in few words that no socket is without a file, of whatever network. The
+/// list of all may have a hundred thousand lines of such as are only waited out.
+pub fn has_no_orphan() -> bool {
+    let summary = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    summary.lines().any(|line| line.starts_with("TCP:") && line.contains(" orphan 0 "))
 }
 
 const FILES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
@@ -96,11 +117,16 @@ mod tests {
                       0        0 0 3 0000000000000000 1600 4 0 1 -1";
         let orphan = Listed::read(orphan).expect("another");
         assert_eq!((orphan.remote, orphan.state), ("0100007F:C35A", State::Finishing));
-        assert_eq!((orphan.retransmits, orphan.inode), (11, 0));
+        assert_eq!((orphan.unacknowledged, orphan.attempts, orphan.inode), (0x5A1, 11, 0));
+        let probed = Listed::read(PROBED).expect("another");
+        assert_eq!((probed.attempts, probed.inode), (5, 0));
         let heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt";
         assert_eq!(Listed::read(heading), None);
         assert_eq!(Listed::read(""), None);
     }
+
+    const PROBED: &str = "  13: 0100007F:1F90 0100007F:C35B 04 000005A1:00000000 04:00000063 \
+                          00000000     0        5 0 3 0000000000000000 1600 4 0 1 -1";
 
     /// What the list says of the end of a connection that `port` accepted.
     fn state_at(port: u16) -> Option<(State, u64)> {
@@ -110,7 +136,8 @@ mod tests {
                 found = Some((listed.state, listed.inode));
             }
             ControlFlow::Continue(())
-        });
+        })
+        .expect("the list can be read");
         found
     }
 

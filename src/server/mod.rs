@@ -24,6 +24,7 @@ mod orphans;
 pub mod site;
 mod slot;
 mod trim;
+mod view;
 mod worker;
 
 use std::io;
@@ -34,7 +35,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::address::{Address, AddressError};
 use self::balance::Shares;
-use self::control::{ADMIN_SPACE, Control, ControlMail, WorkerView, signals_key};
+use self::control::{ADMIN_SPACE, Control, ControlMail, signals_key};
 use self::dealer::Dealer;
 use self::elders::Elders;
 use self::endpoint::{Command, Endpoint};
@@ -49,6 +50,7 @@ pub use self::options::{HealthOn, Options, Workers};
 use self::orphans::Orphans;
 use self::site::SiteSetup;
 use self::trim::Trim;
+use self::view::WorkerView;
 use self::worker::{Dealing, PUBLIC_SPACE, Pulse, WorkerMail, WorkerSetup};
 use crate::app::admin::{self, Readers};
 use crate::app::router::Router;
@@ -267,6 +269,7 @@ impl Server {
             shares: None,
             elders: self.options.reuse_port.then(|| Elders::at(&self.addresses)),
             orphans: self.orphans.take(),
+            undelivered: 0,
             workers: Vec::new(),
             status: Arc::clone(&self.status),
             handle: self.shutdown_handle(),
@@ -331,7 +334,7 @@ impl Server {
     ) -> Result<(), StartError> {
         let bound = std::mem::take(&mut self.bound).into_one();
         let Some((site, pulse)) = self.views.pop() else { return Ok(()) };
-        control.workers.push(view(&site, &pulse, None));
+        control.workers.push(WorkerView::new(&site, &pulse));
         let mut public = self.endpoint(PUBLIC_SPACE, site, Arc::clone(capacity))?;
         public.listen(bound)?;
         control.public = Some(public);
@@ -352,7 +355,7 @@ impl Server {
         control.shares = Some(Arc::clone(&shares));
         for (index, ((site, pulse), bound)) in views.zip(own).enumerate() {
             let (sender, receiver) = mpsc::channel();
-            let known = view(&site, &pulse, None);
+            let known = WorkerView::new(&site, &pulse);
             let setup = WorkerSetup {
                 index,
                 site,
@@ -370,12 +373,13 @@ impl Server {
                 .map_err(|source| StartError::System { what: "start a worker thread", source })?;
             waiting.push((known, receiver));
         }
-        for (known, receiver) in waiting {
+        for (mut known, receiver) in waiting {
             let gone = || io::Error::other("it ended at once");
             let mailbox = receiver.recv().unwrap_or_else(|_| {
                 Err(StartError::System { what: "start a worker thread", source: gone() })
             })?;
-            control.workers.push(WorkerView { mailbox: Some(mailbox), ..known });
+            known.mailbox = Some(mailbox);
+            control.workers.push(known);
         }
         control.introduce_workers();
         if dealing == Dealing::Yes {
@@ -402,17 +406,6 @@ impl Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
-    }
-}
-
-fn view(site: &SiteSetup, pulse: &Arc<Pulse>, mailbox: Option<Mailbox<WorkerMail>>) -> WorkerView {
-    WorkerView {
-        mailbox,
-        ledger: Arc::clone(&site.ledger),
-        watch: Arc::clone(&site.watch),
-        pulse: Arc::clone(pulse),
-        complained: false,
-        is_lost: false,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::control::WorkerView;
 use super::data::{told_jobs, told_pools};
+use super::view::WorkerView;
 use crate::cleanup::{HookOutcome, HookReport};
 use crate::drain::{Phase, Signal};
 use crate::http::watch::RequestInfo;
