@@ -52,8 +52,9 @@
 //! (`http/flow`), the application is called with its panics caught, and what is written is
 //! collected and sent at the end of the run; when the kernel has the last byte of the response the
 //! request is *answered*. After a moment of idleness hyper is dropped and the connection
-//! *hibernates*. It ends in a lingering close (`http/linger`), or in its
-//! client's.
+//! *hibernates*. It ends in a lingering close (`http/linger`), in its client's, or, when that asked
+//! for the close with its only request, in a close that leaves the delivery to the kernel
+//! (`http/parting`).
 //!
 //! # The life of a shutdown
 //!
@@ -61,7 +62,8 @@
 //! to `drain`. Its orders go to the workers as mail: announce the close, retire the listeners and
 //! treat each connection by its state, cancel (a token tells the handlers), refuse, cut. Control
 //! reads the workers' ledgers and never waits for a worker; what is left at the end of the budget
-//! is cut, named and counted. Then the clean-up hooks run (`cleanup`), and [`Server::run`] returns
+//! is cut, named and counted. What workers have left to the kernel is waited for as well
+//! (`server/orphans`). Then the clean-up hooks run (`cleanup`), and [`Server::run`] returns
 //! the [`Report`].
 //!
 //! # Invariants

@@ -9,7 +9,10 @@
 //! reset, for a plain close would leave the kernel with the send queue. Once all is acknowledged,
 //! the client has a moment to close in. One that was not done sending its request has that moment
 //! from its last byte on, for a longer but limited time; what others still send gains them nothing.
-//! A client that asked for the close itself and has everything is not waited for.
+//! A client that asked for the close itself and has everything is not waited for. One that did so
+//! with its only request is not even asked, while the server runs: see [`Delivery`].
+//!
+//! [`Delivery`]: super::site::Delivery
 
 use std::io;
 use std::rc::Rc;

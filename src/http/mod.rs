@@ -6,8 +6,8 @@
 //! happens to the request at hand), `ways` and `short` (past hyper, or through it), [`service`]
 //! (from hyper's call to the application's),
 //! [`tracking`] (who counts), `parting` and [`linger`] (closing without losing the response),
-//! [`message`] and [`body`] (what handlers see), [`site`] (what all connections of a worker share), [`watch`] (what
-//! other threads may know), [`hold`] (what a connection waits for, in words).
+//! [`message`] and [`body`] (what handlers see), [`site`] (what all connections of a worker share),
+//! [`watch`] (what other threads may know), [`hold`] (what a connection waits for, in words).
 //!
 //! Four rules hold throughout:
 //! 1. hyper is given complete heads only, and nothing behind the request it is working on. So the

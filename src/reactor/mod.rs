@@ -3,8 +3,8 @@
 //!
 //! Reading order: [`turn`] (the loop and its numbered steps), [`socket`] (a stream with readiness
 //! bits), [`listener`] and [`origin`], [`mailbox`] and [`doorbell`] (the only way in from another
-//! thread), [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock), [`slots`] and
-//! [`timer`] (pure).
+//! thread), [`task`] (what the reactor's own thread can reach: wakers, sleeping, the clock),
+//! [`slots`] and [`timer`] (pure).
 //!
 //! What one may rely on:
 //! * The clock is read once a turn; everything in the turn sees the same `now`.

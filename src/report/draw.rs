@@ -52,6 +52,9 @@ fn meaning(report: &Written) -> String {
         0 => "no request was lost".to_owned(),
         1 => "a thread of the server was lost by a fault of its own".to_owned(),
         3 if report.other_work > 0 => "requests were refused or cut, or other work".to_owned(),
+        3 if report.responses_undelivered > 0 => {
+            format!("responses that no client has acknowledged: {}", report.responses_undelivered)
+        }
         3 => "the shutdown refused or cut at least one request or connection".to_owned(),
         4 => "a clean-up hook failed or overran its limit".to_owned(),
         130 => "ended at once by a repeated SIGINT".to_owned(),

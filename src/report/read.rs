@@ -34,6 +34,9 @@ pub struct Written {
     /// Guards that a program still held for work that is no request.
     #[serde(default)]
     pub(super) other_work: u64,
+    /// Not there when the server could not leave any to the kernel.
+    #[serde(default)]
+    pub(super) responses_undelivered: u64,
     pub(super) exit_status: u8,
 }
 

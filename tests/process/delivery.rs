@@ -73,7 +73,7 @@ fn a_shutdown_waits_for_what_the_kernel_has_to_deliver() {
 
 #[test]
 fn a_client_that_takes_nothing_holds_a_shutdown_no_longer_than_its_budget() {
-    let _turn = beside_others();
+    let _turn = alone();
     let mut server = Launch::new().env("SHUTDOWN_TIMEOUT", 2).start();
     let client = half_served(&server);
     wait_closed(&server, 1);
