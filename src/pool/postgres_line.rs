@@ -544,7 +544,7 @@ impl Wake for LineBell {
 
 /// How long a statement may be likely to wait behind others while there is an idle connection: some
 /// times what waking its thread costs.
-const WAIT_MAX: Duration = Duration::from_micros(500);
+const WAIT_MAX: Duration = Duration::from_millis(1);
 
 /// What one turn of another may write.
 const OTHERS_BYTES_MAX: usize = 64 * 1024;

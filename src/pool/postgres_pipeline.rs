@@ -245,7 +245,7 @@ impl Thread {
 }
 
 /// Statements that wait for a thread which is awake, or about to be, without another being woken.
-const JOBS_PER_TURN: usize = 32;
+const JOBS_PER_TURN: usize = 64;
 
 /// A statement, with its values, that whoever submits another may write.
 const LIGHT_BYTES_MAX: usize = 8192;
