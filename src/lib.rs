@@ -29,7 +29,7 @@
 //! | `ledger` | what became of every connection and request: counters with two laws |
 //! | `reactor` | one epoll, one thread, numbered turns: slots, deadlines, wakes, sockets; nothing of HTTP |
 //! | `http` | the only place that names hyper: a connection's life from accept to lingering close |
-//! | `pool` | threads that own connections to a database, a bounded queue, tickets; PostgreSQL |
+//! | `pool` | threads that own connections, a bounded queue, tickets; PostgreSQL, SQLite, Redis |
 //! | `app` | the router, health endpoints, and what `ebbtide serve` serves |
 //! | `server` | workers, listeners and control put together |
 //! | `report` | what is said of a shutdown at its end |

@@ -21,7 +21,7 @@ use super::watch::RequestInfo;
 use super::ways::{Alarm, Ways};
 use super::wire::Wire;
 use crate::ledger::{ConnectionOutcome, ConnectionState, RejectedCode, RequestOutcome};
-use crate::reactor::socket::{Readiness, Socket, Transport};
+use crate::reactor::socket::{Readiness, Socket, Stream, Transport};
 use crate::reactor::turn::earliest;
 
 /// hyper's connection with what we share with it.
@@ -51,6 +51,9 @@ pub(super) struct Hot<T: Transport + 'static> {
     /// Bytes that the client had not acknowledged when `progress` was last set while stalled.
     unacknowledged: usize,
 }
+
+/// Without hyper, which has a box of its own.
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Hot<Stream>>() <= 256);
 
 /// A place in [`Site::hot`].
 struct Counted(Rc<Site>);

@@ -164,8 +164,8 @@ const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 /// The kernel goes on sending after the close, so that it is enough to send FIN and to close, when
 /// the response is small, the client has asked for the close (so that it sends nothing more, which
 /// would have the kernel send RST: RFC 9112, 9.6) and nothing else is on its way to it. Response
-/// and FIN then leave in one packet (`MSG_MORE`, `send(2)`), which saves a sixth of what such a
-/// connection costs.
+/// and FIN then leave in one packet (`MSG_MORE`, `send(2)`), which saves a sixth to a fifth of
+/// what such a connection costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// We, by asking before the close: nobody would wait for the kernel.

@@ -32,7 +32,11 @@ pub fn of_state(rejection: Rejection) -> DatabaseError {
     if code == SqlState::QUERY_CANCELED.code() {
         return DatabaseError::Timeout;
     }
-    if code.starts_with(CONNECTION_CLASS) || ENDING.iter().any(|ending| ending.code() == code) {
+    let is_unknown = code == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN.code();
+    if is_unknown
+        || code.starts_with(CONNECTION_CLASS)
+        || ENDING.iter().any(|ending| ending.code() == code)
+    {
         return DatabaseError::Lost;
     }
     DatabaseError::Rejected(rejection)

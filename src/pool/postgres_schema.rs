@@ -1,8 +1,9 @@
 //! Statements that have to be done before the first job: the tables that the program works with.
 //!
 //! They belong to the connection, not to the start: a server that is down then gets them when it is
-//! up, and no job finds a connection before. Of a client's connections the first does them while
-//! the others wait; of several clients the database's own lock has one do them at a time.
+//! up, and no job finds a connection before. They may be done more than once: by each of several
+//! clients, and by those of a client's connections that come before the first is done. The
+//! database's own lock has one do them at a time.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -31,16 +32,20 @@ impl Schema {
 
     /// Has a new connection do what is to be done, if nobody has. When it fails the session is left
     /// in its transaction: of no use.
+    ///
+    /// Nobody knows how long a server takes that has stopped answering, so nothing is locked
+    /// meanwhile.
     pub fn prepare_blocking(&self, client: &mut postgres::Client) -> Result<(), Error> {
-        let mut batch = self.0.blocking_lock();
-        if let Some(todo) = batch.as_deref() {
-            client.batch_execute(todo)?;
-            *batch = None;
+        let todo = self.0.blocking_lock().clone();
+        if let Some(todo) = todo {
+            client.batch_execute(&todo)?;
+            *self.0.blocking_lock() = None;
         }
         Ok(())
     }
 
-    /// As [`prepare_blocking`](Schema::prepare_blocking), on a connection that `driver` moves.
+    /// As [`prepare_blocking`](Schema::prepare_blocking), on a connection that `driver` moves. The
+    /// others wait meanwhile: whoever calls it gives it a limit, and drops it then.
     pub async fn prepare(
         &self,
         client: &Client,

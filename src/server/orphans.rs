@@ -98,11 +98,9 @@ impl Orphans {
         self.there.as_ref().map_or(0, HashSet::len)
     }
 
-    /// How many are, or may be, undelivered, now that nobody waits any more. Looks, if nobody has.
+    /// How many are, or may be, undelivered, now that nobody waits any more. Looks once more.
     pub fn undelivered(mut self) -> usize {
-        if self.there.is_none()
-            && let Err(error) = self.look()
-        {
+        if let Err(error) = self.look() {
             log::warn!(event_type = "sockets_not_read"; "cannot read what is delivered: {error}");
         }
         self.left() + self.given_up

@@ -50,5 +50,5 @@ fn give_back() {
 /// took is given back in one piece, and between two looks.
 const QUIET: Duration = Duration::from_millis(1800);
 
-/// Dropped hot connections (some 10 to 18 KiB each) that are worth it.
+/// Dropped hot connections that are worth it: with hyper they take some 10 to 18 KiB each.
 const TRIM_AFTER: u64 = 16;

@@ -7,7 +7,7 @@ use crate::items::{started, until_ready};
 use crate::services::postgres::{Cluster, Database, Session, Stop};
 use crate::support::client::Client;
 use crate::support::server::{Launch, Server};
-use crate::support::{SLACK, SOON, until};
+use crate::support::{SLACK, SOON, say, until};
 
 /// A server whose statements and jobs may take minutes, with all its connections.
 fn patient(database: &Database<'_>, exclusive: usize, timeout: u64) -> Server {
@@ -56,6 +56,7 @@ fn sigterm_ends_twenty_long_queries_in_time_and_names_them() {
     let begun = server.signal("TERM");
     let exit = server.exit(SOON);
     let took = exit.at - begun;
+    say(&format!("SIGTERM with 20 queries of a minute, budget 3 s: gone after {took:?}"));
     assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
     assert_eq!(exit.status, 3);
     let report = server.log.report();
@@ -116,6 +117,7 @@ fn a_client_that_is_killed_takes_its_query_with_it() {
     clients.pop();
     until("its query to end", SOON, || (sleeping(&database) == 1).then_some(()));
     let took = killed.elapsed();
+    say(&format!("a client killed in the middle of its query: that is gone after {took:?}"));
     assert!(took < Duration::from_millis(100) + SLACK, "{took:?}");
     // It gave up no thread: another one is served in its place.
     assert_eq!(server.connect().get("/db/sleep/1").status, 200);

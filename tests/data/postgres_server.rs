@@ -232,6 +232,14 @@ fn a_drained_server_leaves_no_session() {
     let hook = report.hooks.iter().find(|hook| hook.name == "close_database").unwrap();
     assert_eq!(hook.outcome.name(), "done");
     until("no session to be left", SOON, || database.sessions().is_empty().then_some(()));
+    // Each has said good-bye: PostgreSQL counts those that have not.
+    let ends = "SELECT sessions, sessions_abandoned FROM pg_stat_database WHERE datname = $1";
+    let (sessions, abandoned) = until("the sessions to be counted", SOON, || {
+        let mut client = database.cluster().superuser("postgres");
+        let row = client.query_one(ends, &[&database.name()]).unwrap();
+        Some((row.get::<_, i64>(0), row.get::<_, i64>(1))).filter(|(sessions, _)| *sessions > 0)
+    });
+    assert_eq!(abandoned, 0, "of {sessions}");
 }
 
 #[test]
