@@ -242,9 +242,6 @@ impl IntoResponse for Refusal {
         };
         match self {
             Refusal::Fault(fault) => fault.into_response(),
-            Refusal::Body(BodyError::TooLarge) => {
-                told(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large")
-            }
             Refusal::Body(error) => error.into_response(),
             Refusal::Database(error) => error.into_response(),
             Refusal::NoDatabase => {

@@ -145,9 +145,7 @@ fn what_a_client_does_wrong_is_told_with_its_field() {
             assert!(!told["error"].as_str().unwrap().is_empty());
         }
         let large = format!(r#"{{"name":"{}","quantity":1}}"#, "x".repeat(70_000));
-        let refused = send(&mut server.connect(), "POST", "/items", &large);
-        assert_eq!(refused.status, 413);
-        assert_eq!(parsed(&refused)["error"], "the body is too large");
+        assert_eq!(send(&mut server.connect(), "POST", "/items", &large).status, 413);
         let mut client = server.connect();
         let head = "POST /items HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 2";
         client.send(format!("{head}\r\n\r\n{{}}"));
