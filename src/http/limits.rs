@@ -88,9 +88,9 @@ pub const BODY_RATE_AFTER: Duration = Duration::from_secs(10);
 pub const HIBERNATE_AFTER: Duration = Duration::from_secs(1);
 
 /// Connections that hyper may work on at once on one worker, as far as it depends on us: who has
-/// nothing at hand while there are more hibernates at once. Each takes 1 KiB, and 10 KiB or more with
-/// hyper, so that a crowd of thousands that comes within [`HIBERNATE_AFTER`] would fill a small
-/// container, while the price is a rebuild, for those above the number only.
+/// nothing at hand while there are more hibernates at once. Each takes 1 KiB, and 10 KiB or more
+/// with hyper, so that a crowd of thousands that comes within [`HIBERNATE_AFTER`] would fill a
+/// small container, while the price is a rebuild, for those above the number only.
 pub const HOT_MAX: usize = 512;
 
 /// Bytes that one connection may read and write in one turn, so that no ready connection waits
