@@ -176,7 +176,7 @@ impl<T: Transport> Hot<T> {
             }
         }
         let site = &**means.site;
-        let ran = self.advance(site, means);
+        let ran = self.advance(means);
         let ran = match ran {
             Ran::Wait(_) => self.wait(site),
             other => other,
@@ -187,7 +187,8 @@ impl<T: Transport> Hot<T> {
 
     /// Serves what there is to serve. `Wait` stands for any wait; [`wait`](Hot::wait) says how
     /// long.
-    fn advance(&mut self, site: &Site, means: &Means<'_>) -> Ran {
+    fn advance(&mut self, means: &Means<'_>) -> Ran {
+        let site = &**means.site;
         let now = site.now.get();
         let (is_broken, is_finished) = {
             let socket = &self.wire.borrow().socket;

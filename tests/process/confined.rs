@@ -10,7 +10,9 @@ use crate::services::postgres::Database;
 use crate::services::skip;
 use crate::support::client::{Client, End};
 use crate::support::server::{Launch, Server, file_in};
-use crate::support::tools::{Wrk, as_user, raise_descriptors, stdout, strace_works, tool};
+use crate::support::tools::{
+    Wrk, as_user, finished_trace, raise_descriptors, stdout, strace_works, tool,
+};
 use crate::support::{SOON, alone, beside_others, say, until};
 
 /// A control group with a limit of memory, of either version. Removed when dropped.
@@ -271,10 +273,7 @@ fn traced(database: &str) -> String {
     assert_eq!(client.response().status, 200);
     drop(client);
     assert_eq!(server.exit(SOON).status, 0);
-    until("the trace to be complete", SOON, || {
-        let text = fs::read_to_string(&trace).unwrap();
-        text.contains("+++ exited with 0 +++").then_some(text)
-    })
+    finished_trace(&trace)
 }
 
 /// The call that a line of strace is about: `123 name(...`, or `123 <... name resumed>`.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::server::{Launch, Server, file_in};
-use crate::support::tools::{kilobytes, raise_descriptors, strace_works};
+use crate::support::tools::{finished_trace, kilobytes, raise_descriptors, strace_works};
 use crate::support::{SOON, alone, beside_others, let_pass, say, until};
 
 #[test]
@@ -25,11 +25,7 @@ fn a_keep_alive_get_costs_one_receive_and_one_send() {
     }
     drop(client);
     server.stop();
-    // The tracer outlives the server by a moment.
-    let text = until("the trace to be complete", SOON, || {
-        let text = std::fs::read_to_string(&trace).unwrap();
-        text.contains("+++ exited with 0 +++").then_some(text)
-    });
+    let text = finished_trace(&trace);
     let count = |call: &str| text.lines().filter(|line| line.contains(call)).count();
     let (received, sent) = (count(" recvfrom("), count(" sendto("));
     let epoll_ctl = count(" epoll_ctl(");

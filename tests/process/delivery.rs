@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::client::{Client, End};
 use crate::support::server::{Launch, Server, file_in};
-use crate::support::tools::strace_works;
+use crate::support::tools::{finished_trace, strace_works};
 use crate::support::{SLACK, SOON, alone, beside_others, until};
 
 /// More than a narrow client's kernel takes, and small.
@@ -104,11 +104,7 @@ fn a_connection_for_one_request_costs_one_call_of_each_kind_and_no_question() {
         assert_eq!(client.end(), End::Closed);
     }
     server.stop();
-    // The tracer outlives the server by a moment.
-    let text = until("the trace to be complete", SOON, || {
-        let text = std::fs::read_to_string(&trace).unwrap();
-        text.contains("+++ exited with 0 +++").then_some(text)
-    });
+    let text = finished_trace(&trace);
     let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
     let together = count("MSG_NOSIGNAL|MSG_MORE") + count("MSG_MORE|MSG_NOSIGNAL");
     // A kernel is believed once it has counted a client that waits.

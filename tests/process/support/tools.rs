@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use super::{SOON, until};
 use crate::services::{program, skip};
 
 /// The program, or nothing, which is said. Fails when tools are required.
@@ -138,6 +139,14 @@ pub fn strace_works() -> bool {
     let why = String::from_utf8_lossy(&traced.stderr);
     skip(&format!("strace may not trace on this machine: {}", why.trim_end()));
     false
+}
+
+/// What strace wrote of a server that has ended well. The tracer outlives it by a moment.
+pub fn finished_trace(path: &str) -> String {
+    until("the trace to be complete", SOON, || {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.contains("+++ exited with 0 +++").then_some(text)
+    })
 }
 
 /// The number in a line `Name:   123 kB` of a file of `/proc`, in bytes.
